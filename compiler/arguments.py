@@ -1,0 +1,365 @@
+"""From what is written between a step's parentheses to the fields of its operator.
+
+What an argument accepts follows from its field's annotation; a bare word is read by it: `norm = rms` is a form of norm,
+`mask = kept` a tensor, `select(class_token)` the name of a segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from crate_dsl.compiler import not_yet
+from crate_dsl.compiler.exact import divisors, show_number
+from crate_dsl.compiler.graph import Value
+from crate_dsl.compiler.meanings import Constant, LearnMeaning, Meaning, Namespace, Poison, Tensor
+from crate_dsl.compiler.operators import Form, Learned, Port, Tokens, Weight
+from crate_dsl.language import syntax
+from crate_dsl.language.diagnostics import did_you_mean
+from crate_dsl.language.source import Span
+
+# ------------------------------------------------------------------ what a field accepts
+
+
+@dataclass(frozen=True)
+class Accepts:
+    """What may be written for an argument."""
+
+    words: tuple[str, ...] = ()
+    forms: Mapping[str, type[Form]] = field(default_factory=dict)
+    kinds: frozenset[type] = frozenset()
+    items: Accepts | None = None
+
+    def describe(self) -> str:
+        """The choices, as a sentence's object: `attention or softmax`, `a number, a learned number or a tensor`."""
+        names = {
+            float: "a number",
+            int: "a whole number",
+            bool: "true or false",
+            str: "a text in quotes",
+            Learned: "learn(…)",
+            Weight: "the name of a `learn`",
+            Port: "a tensor",
+            Tokens: "the name of a segment",
+        }
+        choices = [*self.words, *self.forms, *(text for kind, text in names.items() if kind in self.kinds)]
+        if self.items is not None:
+            choices.append("a list")
+        return choices[0] if len(choices) == 1 else f"{', '.join(choices[:-1])} or {choices[-1]}"
+
+
+@cache
+def accepted(model: type[BaseModel]) -> Mapping[str, Accepts]:
+    """What each field of an operator, form or recipe accepts, in positional order."""
+    return {name: _accepts(info.annotation) for name, info in model.model_fields.items()}
+
+
+def _accepts(annotation: Any) -> Accepts:
+    words: list[str] = []
+    forms: dict[str, type[Form]] = {}
+    kinds: set[type] = set()
+    items: Accepts | None = None
+    for member in _members(annotation):
+        if get_origin(member) is Literal:
+            words.extend(get_args(member))
+        elif get_origin(member) is tuple:
+            items = _accepts(get_args(member)[0])
+        elif isinstance(member, type) and issubclass(member, Form):
+            forms[member.word] = member
+        elif member is not type(None):
+            kinds.add(member)
+    return Accepts(tuple(words), forms, frozenset(kinds), items)
+
+
+def _members(annotation: Any) -> list[Any]:
+    if get_origin(annotation) is Annotated:
+        return _members(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [found for member in get_args(annotation) for found in _members(member)]
+    return [annotation]
+
+
+def required(model: type[BaseModel]) -> list[str]:
+    return [name for name, info in model.model_fields.items() if info.is_required()]
+
+
+# ------------------------------------------------------------------ reading
+
+
+@dataclass(slots=True)
+class Read:
+    """The arguments of one use of a step: its fields' values, the tensors among them, and where each is written."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    ports: dict[str, Value] = field(default_factory=dict)
+    spans: dict[str, Span] = field(default_factory=dict)
+
+
+class Broken(Exception):
+    """An argument was wrong, and has been reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArgumentReader:
+    """Reads arguments in one place of a spec. `evaluate` gives an expression's meaning; `error` reports a mistake."""
+
+    names: Namespace
+    evaluate: Callable[[syntax.Expression], Meaning]
+    error: Callable[..., Poison]
+
+    def read(self, word: str, model: type[BaseModel], given: tuple[syntax.Argument, ...], span: Span) -> Read | None:
+        """The fields of `model` from arguments as written, every mistake reported; None if there was one."""
+        fields = accepted(model)
+        result = Read()
+        sound = True
+        order = list(fields)
+        for position, argument in enumerate(given):
+            name = self._name_of(word, position, argument, order, result.spans)
+            if name is None:
+                sound = False
+                continue
+            result.spans[name] = argument.value.span
+            try:
+                value, port = self.value(word, name, fields[name], argument.value)
+            except Broken:
+                sound = False
+                continue
+            result.values[name] = value
+            if port is not None:
+                result.ports[name] = port
+        missing = [name for name in required(model) if name not in result.spans]
+        if missing and sound:
+            names = " and ".join(f"`{name}`" for name in missing)
+            self.error("E0302", span, f"`{word}` needs {names}", f"{word}({', '.join(_signature(model))})")
+            sound = False
+        return result if sound else None
+
+    def _name_of(
+        self, word: str, position: int, argument: syntax.Argument, order: list[str], taken: Mapping[str, Span]
+    ) -> str | None:
+        if argument.name is None:
+            if any(span.start > argument.span.start for span in taken.values()):
+                raise AssertionError("arguments are read in order")
+            if position >= len(order):
+                most = f"at most {len(order)} argument{'s' if len(order) != 1 else ''}" if order else "no arguments"
+                self.error("E0303", argument.span, f"`{word}` takes {most}")
+                return None
+            name = order[position]
+        else:
+            name = argument.name.text
+            if name not in order:
+                if (word, name) in not_yet.ARGUMENTS:
+                    self.error("E0901", argument.name.span, f"`{name}` of `{word}` is not there yet")
+                    return None
+                near = did_you_mean(name, order)
+                help = f"did you mean `{near}`?" if near else f"its arguments are {', '.join(order)}" if order else ""
+                self.error("E0301", argument.name.span, f"`{word}` has no argument `{name}`", *filter(None, [help]))
+                return None
+        if name in taken:
+            self.error("E0308", argument.span, f"`{name}` of `{word}` is given twice", also=[(taken[name], "first here")])
+            return None
+        return name
+
+    def value(self, word: str, name: str, accepts: Accepts, written: syntax.Expression) -> tuple[Any, Value | None]:
+        """One argument: the field's value and, where it is a tensor, the tensor. Raises `Broken` after reporting."""
+        if isinstance(written, syntax.Parenthesis) and not isinstance(written.value, syntax.Pipe):
+            return self.value(word, name, accepts, written.value)
+        if isinstance(written, syntax.Name):
+            chosen = self._word(word, name, accepts, written)
+            if chosen is not None:
+                return chosen, None
+        if isinstance(written, syntax.Step) and written.body is None:
+            if written.name.text in accepts.forms:
+                return self._form(accepts.forms[written.name.text], written), None
+            self._refuse_not_yet(word, name, written.name.text, written.span)
+        if isinstance(written, syntax.Learn) and Learned in accepts.kinds:
+            return self._learned(written), None
+        if isinstance(written, syntax.List) and accepts.items is not None:
+            return tuple(self.value(word, name, accepts.items, item)[0] for item in written.items), None
+        if isinstance(written, syntax.String) and str in accepts.kinds:
+            return written.value, None
+        if isinstance(written, (syntax.Learn, syntax.String, syntax.List)):
+            raise self._wrong(word, name, accepts, written, written.span.text)
+        if isinstance(written, (syntax.Comparison, syntax.And, syntax.Or, syntax.Attribute)):
+            self.error("E0901", written.span, "masks by rule over token attributes are not there yet")
+            raise Broken
+        return self._evaluated(word, name, accepts, written)
+
+    def _word(self, word: str, name: str, accepts: Accepts, written: syntax.Name) -> Any:
+        text = written.text
+        if text in accepts.words:
+            return text
+        if text in accepts.forms:
+            form = accepts.forms[text]
+            missing = required(form)
+            if missing:
+                self.error("E0302", written.span, f"`{text}` needs `{missing[0]}`", f"{text}({', '.join(_signature(form))})")
+                raise Broken
+            return form()
+        if bool in accepts.kinds and text in ("true", "false"):
+            return text == "true"
+        definition = self.names.find(text)
+        if Tokens in accepts.kinds:
+            if definition:
+                definition.used = True
+            return Tokens(text)
+        if definition is None:
+            self._refuse_not_yet(word, name, text, written.span)
+            choices = [*accepts.words, *accepts.forms]
+            if choices and not self.names.hidden(text):
+                tensors = [d.name for d in self.names.visible()] if accepts.kinds & {Port, Weight, float, int} else []
+                near = did_you_mean(text, [*choices, *tensors])
+                help = [f"did you mean `{near}`?"] if near else []
+                self.error("E0307", written.span, f"`{name}` of `{word}` is {accepts.describe()}, not `{text}`", *help)
+                raise Broken
+        return None
+
+    def _refuse_not_yet(self, word: str, name: str, text: str, span: Span) -> None:
+        if (word, name, text) in not_yet.WORDS:
+            self.error("E0901", span, f"`{name} = {text}` of `{word}` is not there yet")
+            raise Broken
+
+    def _form(self, form: type[Form], written: syntax.Step) -> Form:
+        read = self.read(form.word, form, written.arguments or (), written.span)
+        if read is None:
+            raise Broken
+        made = self.construct(form.word, form, read, written.span)
+        if made is None:
+            raise Broken
+        assert isinstance(made, Form)
+        return made
+
+    def _learned(self, written: syntax.Learn) -> Learned:
+        read = self.read("learn", _LearnArguments, written.arguments, written.span)
+        made = read and self.construct("learn", _LearnArguments, read, written.span)
+        if not isinstance(made, _LearnArguments):
+            raise Broken
+        return Learned(made.initial, made.shape)
+
+    def _evaluated(self, word: str, name: str, accepts: Accepts, written: syntax.Expression) -> tuple[Any, Value | None]:
+        meaning = self.evaluate(written)
+        if isinstance(meaning, Poison):
+            raise Broken
+        if isinstance(meaning, Tensor) and Port in accepts.kinds:
+            return Port(meaning.type), meaning.value
+        if isinstance(meaning, LearnMeaning) and Weight in accepts.kinds:
+            return Weight(meaning.path, meaning.type), None
+        if isinstance(meaning, Constant):
+            return self._plain(word, name, accepts, written, meaning.value), None
+        raise self._wrong(word, name, accepts, written, _kind_of(meaning))
+
+    def _plain(self, word: str, name: str, accepts: Accepts, written: syntax.Expression, value: Any) -> Any:
+        if isinstance(value, str):
+            if value in accepts.words:
+                return value
+            if value in accepts.forms and not required(accepts.forms[value]):
+                return accepts.forms[value]()
+        elif isinstance(value, bool):
+            if bool in accepts.kinds:
+                return value
+        elif isinstance(value, tuple) and accepts.items is not None:
+            return tuple(self._plain(word, name, accepts.items, written, item) for item in value)
+        elif isinstance(value, Fraction):
+            if int in accepts.kinds and value.denominator == 1:
+                return int(value)
+            if float in accepts.kinds:
+                return self._float(written, value)
+            if int in accepts.kinds:
+                self.not_whole(f"`{name}`", written, value)
+                raise Broken
+        raise self._wrong(word, name, accepts, written, show_number(value))
+
+    def _float(self, written: syntax.Expression, value: Fraction) -> float:
+        try:
+            return float(value)
+        except OverflowError:
+            self.error("E0306", written.span, f"{show_number(value)} is larger than any floating-point number")
+            raise Broken from None
+
+    def not_whole(self, what: str, written: syntax.Expression, value: Fraction) -> None:
+        """Report a number that should be whole, with the values that made it so."""
+        shown = self.substituted(written)
+        steps = [written.span.text, *([shown] if shown != written.span.text else []), show_number(value)]
+        chain = " = ".join(dict.fromkeys(" ".join(step.split()) for step in steps))
+        self.error("E0304", written.span, f"{what} must be a whole number, but {chain}", *self._divisor_help(written), label=shown)
+
+    def _divisor_help(self, written: syntax.Expression) -> list[str]:
+        """For `a / b` with b a name: the values of b that divide a."""
+        if not (isinstance(written, syntax.Product) and len(written.rest) == 1 and written.rest[0].operator == "/"):
+            return []
+        below = written.rest[0].value
+        above = self.evaluate(written.first)
+        if isinstance(below, syntax.Name) and isinstance(above, Constant) and isinstance(above.value, Fraction):
+            whole = divisors(int(above.value)) if above.value.denominator == 1 else []
+            shown = [str(k) for k in whole[:12]] + (["…"] if len(whole) > 12 else [])
+            return [f"`{below.text}` that divide {above.value}: {', '.join(shown)}"] if whole else []
+        return []
+
+    def substituted(self, written: syntax.Expression) -> str:
+        """The expression's text with names replaced by their values: `384 / 7` for `dim / subspaces`."""
+        text, base = written.span.text, written.span.start
+        names = [node for node in syntax.walk(written) if isinstance(node, syntax.Name)]
+        for node in reversed(names):
+            definition = self.names.find(node.text)
+            if definition and isinstance(definition.meaning, Constant):
+                start, end = node.span.start - base, node.span.end - base
+                text = text[:start] + show_number(definition.meaning.value) + text[end:]
+        return " ".join(text.split())
+
+    def _wrong(self, word: str, name: str, accepts: Accepts, written: syntax.Expression, found: str) -> Broken:
+        shown = found if len(found) <= 60 else found[:57] + "…"
+        self.error("E0307", written.span, f"`{name}` of `{word}` is {accepts.describe()}, not {shown}")
+        return Broken()
+
+    def construct(self, word: str, model: type[BaseModel], read: Read, span: Span) -> BaseModel | None:
+        """The operator, form or recipe, its ranges checked; None after reporting what is out of range."""
+        try:
+            return model(**read.values)
+        except ValidationError as problem:
+            for item in problem.errors():
+                name = str(item["loc"][0])
+                value = read.values.get(name)
+                shown = show_number(Fraction(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value)
+                self.error("E0306", read.spans.get(name, span), f"`{name}` of `{word}` must be {_range(item)}, but is {shown}")
+            return None
+
+
+class _LearnArguments(BaseModel):
+    """`learn(initial, shape = […])`."""
+
+    initial: float = 0.0
+    shape: tuple[Annotated[int, "width"], ...] = ()
+
+
+def _kind_of(meaning: Meaning) -> str:
+    if isinstance(meaning, Tensor):
+        return f"a tensor {meaning.type}"
+    if isinstance(meaning, LearnMeaning):
+        return f"a learn {meaning.type}"
+    return {"StageMeaning": "a stage", "BlockMeaning": "a block", "Tensors": "several tensors"}[type(meaning).__name__]
+
+
+def _range(item: Any) -> str:
+    """What pydantic wanted of a number, in words. Unions report each member: the first that has a bound speaks."""
+    context = item.get("ctx", {})
+    words = {
+        "greater_than": "above {gt}",
+        "greater_than_equal": "at least {ge}",
+        "less_than": "below {lt}",
+        "less_than_equal": "at most {le}",
+        "too_short": "a list of at least {min_length}",
+        "too_long": "a list of at most {max_length}",
+    }
+    template = words.get(item["type"])
+    return template.format(**context) if template else str(item["msg"]).lower()
+
+
+def _signature(model: type[BaseModel]) -> list[str]:
+    """The arguments as help shows them: required ones bare, one optional one as a hint."""
+    return [name if info.is_required() else f"{name} = …" for name, info in list(model.model_fields.items())[:4]]

@@ -1,0 +1,134 @@
+"""From the model graph to a torch module, and to the module that training minimises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crate_dsl.compiler.graph import ModelGraph
+from crate_dsl.compiler.network import Container, Network, ObjectiveBase, generated_class
+from crate_dsl.compiler.operators import Constant, Initial, Normal, Ones, Uniform, Zeros
+from crate_dsl.compiler.steps import torch_face
+from crate_dsl.compiler.write_torch import TorchWriter, Written
+from crate_dsl.language.diagnostics import UserError
+
+
+def build(graph: ModelGraph, seed: int = 0) -> Network:
+    """The network of a checked spec, its weights drawn from `seed` in the order of the spec.
+
+    The module is an ordinary one: `state_dict` keys are spec paths (`encoder.3.compress.subspaces`), and its `forward` is
+    generated text that reads like the spec (`crate-dsl show --stage torch` prints it).
+
+    >>> import crate_dsl, torch
+    >>> net = crate_dsl.build(crate_dsl.load("specs/crate.crate@fashion"))
+    >>> net(torch.zeros(2, 1, 28, 28)).shape
+    torch.Size([2, 10])
+    """
+    writer = TorchWriter(graph)
+    net = _instance(writer.network())
+    assert isinstance(net, Network)
+    net.graph = graph
+    for name, slot in graph.learns.items():
+        net.register_parameter(name, nn.Parameter(torch.empty(slot.shape)))
+    placed: set[str] = set()
+    for node in graph.nodes:
+        operator = type(node.operator)
+        if node.path in placed or operator.kind in ("expression", "objective"):
+            continue
+        placed.add(node.path)
+        _place(net, node.path, torch_face(operator)(node.operator, node.typing))
+    for path, scope in graph.scopes.items():
+        if path not in ("", "objective") and scope.results:
+            _place(net, path, _instance(writer.scope(path)))
+    for path, slot in graph.slots.items():
+        owner, _, name = path.rpartition(".")
+        holder = _owner(net, owner)
+        if name not in holder._parameters:
+            holder.register_parameter(name, nn.Parameter(torch.empty(slot.shape)))
+    _initialise(net, graph, seed)
+    return net
+
+
+class Objective(ObjectiveBase):
+    """A network's objective as a module: called with a batch by input and target names, it gives what training minimises.
+
+    It holds the network as `net`; compile it, or hand it to `DistributedDataParallel`, and the whole of the training
+    forward is compiled or distributed. A draw that the batch leaves out is drawn.
+
+    Raises:
+        UserError: where the spec has no objective.
+
+    >>> import crate_dsl, torch
+    >>> net = crate_dsl.build(crate_dsl.load("specs/crate.crate@fashion"))
+    >>> batch = {"image": torch.zeros(2, 1, 28, 28), "label": torch.tensor([3, 7])}
+    >>> crate_dsl.Objective(net)(batch).shape
+    torch.Size([])
+    """
+
+    def __init__(self, net: Network) -> None:
+        super().__init__()
+        graph = net.graph
+        if graph.objective is None:
+            raise UserError(f"`{graph.model}` has no objective: there is nothing to minimise", "objective cross_entropy(…)")
+        written = TorchWriter(graph).objective()
+        self.net = net
+        for node in graph.nodes:
+            operator = type(node.operator)
+            if operator.kind == "objective":
+                _place(self, node.path.removeprefix("objective."), torch_face(operator)(node.operator, node.typing))
+        self.__class__ = generated_class(written.base, written.name, written.source)  # type: ignore[assignment]
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """The objective of a batch: shape ()."""
+        raise NotImplementedError("the generated class has the forward")
+
+
+def _instance(written: Written) -> Any:
+    return generated_class(written.base, written.name, written.source)()
+
+
+def _owner(root: nn.Module, path: str) -> nn.Module:
+    """The module at a path; owners that are bindings are made as they are met."""
+    module = root
+    for part in path.split(".") if path else []:
+        if part not in module._modules:
+            module.add_module(part, Container())
+        child = module._modules[part]
+        assert child is not None
+        module = child
+    return module
+
+
+def _place(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module at its path, keeping what an owner made earlier already holds."""
+    owner, _, name = path.rpartition(".")
+    holder = _owner(root, owner)
+    known = holder._modules.get(name)
+    if known is not None:
+        module._modules.update(known._modules)
+    holder._modules[name] = module
+
+
+@torch.no_grad()
+def _initialise(net: Network, graph: ModelGraph, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for path, slot in graph.slots.items():
+        weight = net.get_parameter(path)
+        _fill(weight, slot.initial, generator)
+        weight.requires_grad_(path not in graph.frozen)
+
+
+def _fill(weight: Tensor, initial: Initial, generator: torch.Generator) -> None:
+    match initial:
+        case Normal(std=std):
+            weight.normal_(0.0, std, generator=generator)
+        case Uniform(limit=limit):
+            weight.uniform_(-limit, limit, generator=generator)
+        case Zeros():
+            weight.zero_()
+        case Ones():
+            weight.fill_(1.0)
+        case Constant(value=value):
+            weight.fill_(value)

@@ -1,0 +1,153 @@
+"""Export: write aside, prove, rename. A file that carries its final name has passed its proof."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from crate_dsl.compiler.emit import emit
+from crate_dsl.compiler.graph import ModelGraph
+from crate_dsl.compiler.metadata import PREFIX, json_text
+from crate_dsl.compiler.prove import Proof, ProofError, cases, compare, perturb
+from crate_dsl.language.diagnostics import UserError
+
+#: Weights above this many bytes lie in a file of their own beside the model: one protobuf holds less than 2 GiB.
+EXTERNAL_BYTES = int(1.9 * 2**30)
+#: Weights smaller than this stay in the model's file even so.
+SMALL_BYTES = 1024
+#: What the weights' own file is called: the model's name and this.
+DATA_SUFFIX = ".data"
+
+
+def export(
+    graph: ModelGraph, net: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, str] = {}
+) -> Proof:
+    """Write a network as ONNX, if the file computes what the network computes.
+
+    Args:
+        graph: The network as elaborated.
+        net: The module built from it, float32, in any mode and on any device; it is left as it is.
+        path: The file; one that is already there is replaced when the proof has passed, and only then. Weights above
+            1.9 GiB go to a file beside it, `PATH.data`.
+        metadata: Further entries of the file's metadata.
+
+    Raises:
+        ProofError: the file does not compute the same, or is not valid; nothing was written.
+        UserError: the path cannot be written, or the weights are not float32 and finite.
+    """
+    target = Path(path)
+    if target.is_dir() or not target.parent.is_dir():
+        what = "is a folder" if target.is_dir() else f"cannot be written: there is no folder `{target.parent}`"
+        raise UserError(f"`{target}` {what}")
+    weights = plain_weights(graph, net)
+    with _aside(target) as file:
+        save(emit(graph, weights, metadata), file)
+        del weights
+        check(file)
+        proof = prove(graph, net, file, metadata)
+        if not proof.passed:
+            raise ProofError(f"`{target}` is not written: it does not compute what torch computes", proof=proof)
+        _add_metadata(file, "proof", json_text(proof.as_data()))
+        data = file.with_name(file.name + DATA_SUFFIX)
+        if data.exists():
+            data.replace(target.with_name(data.name))
+        file.replace(target)
+    return proof
+
+
+def plain_weights(graph: ModelGraph, net: nn.Module) -> dict[str, NDArray[np.float32]]:
+    """The network's weights by slot path.
+
+    Raises:
+        UserError: they are not this graph's, not float32 or not finite.
+    """
+    state: dict[str, torch.Tensor] = {name: value.detach() for name, value in net.state_dict().items()}
+    if missing := [f"`{slot}`" for slot in graph.slots if slot not in state]:
+        raise UserError(f"this is not the network of `{graph.model}`: it has no weight {', '.join(missing[:3])}")
+    for slot, wanted in graph.slots.items():
+        value = state[slot]
+        if tuple(value.shape) != wanted.shape:
+            raise UserError(
+                f"this is not the network of `{graph.model}`: `{slot}` is of shape {list(value.shape)}, not"
+                f" {list(wanted.shape)}"
+            )
+        if value.dtype != torch.float32:
+            dtype = str(value.dtype).removeprefix("torch.")
+            raise UserError(f"`{slot}` is {dtype}, and float32 is what is exported", "net.float()")
+        if not bool(torch.isfinite(value).all()):
+            raise UserError(f"`{slot}` holds numbers that are not finite", "export a checkpoint from before it diverged")
+    return {slot: state[slot].cpu().numpy() for slot in graph.slots}
+
+
+def save(model: onnx.ModelProto, file: Path) -> None:
+    """Write a model; weights too large for one protobuf go to a file beside it. The model is used up."""
+    external = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > EXTERNAL_BYTES
+    onnx.save_model(
+        model,
+        str(file),
+        format="protobuf",
+        save_as_external_data=external,
+        location=file.name + DATA_SUFFIX if external else None,
+        size_threshold=SMALL_BYTES,
+    )
+
+
+def check(file: Path) -> None:
+    """Hold a file against ONNX's own rules, every shape inferred.
+
+    Raises:
+        ProofError: the checker's complaint.
+    """
+    try:
+        onnx.checker.check_model(str(file), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as problem:
+        raise ProofError(f"the ONNX checker refuses the exported file: {problem}") from problem
+
+
+def prove(graph: ModelGraph, net: nn.Module, file: Path, metadata: Mapping[str, str] = {}) -> Proof:
+    """Compare a written file with the network, and the same export with perturbed weights (written beside it, and removed).
+
+    Raises:
+        ProofError: onnxruntime cannot run it at all; differences are in the proof's rows.
+    """
+    reference = copy.deepcopy(net).cpu().eval()
+    wanted = cases(graph)
+    rows = [*compare(graph, reference, file, [case for case in wanted if case.weights == "given"])]
+    perturb(reference)
+    with TemporaryDirectory(dir=file.parent) as folder:
+        perturbed = Path(folder) / file.name
+        save(emit(graph, plain_weights(graph, reference), metadata), perturbed)
+        rows += compare(graph, reference, perturbed, [case for case in wanted if case.weights == "perturbed"])
+    return Proof(tuple(rows))
+
+
+@contextmanager
+def _aside(target: Path) -> Iterator[Path]:
+    """A file of the same name in a hidden folder beside it, which is gone afterwards.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    try:
+        with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+            yield Path(folder) / target.name
+    except OSError as problem:
+        raise UserError(f"`{target}` cannot be written: {problem.strerror or problem}") from problem
+
+
+def _add_metadata(file: Path, name: str, text: str) -> None:
+    """Add an entry to a written model: two protobufs in a row are one with the fields of both."""
+    entry = onnx.ModelProto(metadata_props=[onnx.StringStringEntryProto(key=PREFIX + name, value=text)])
+    with file.open("ab") as stream:
+        stream.write(entry.SerializeToString())

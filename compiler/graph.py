@@ -1,0 +1,212 @@
+"""The model graph: every step that a spec means, typed, in order, with the weights that it reads.
+
+Two views of the same network:
+
+- the *flat* view, `ModelGraph.graph`: a networkx graph with a node for each use of a step. Types, costs, export and
+  drawings are asked of it;
+- the *nested* view, `ModelGraph.scopes`: who owns which step, and the order of calls inside each owner, as the spec is
+  written. The torch modules are generated from it.
+
+Nodes are called by their spec paths, `owner[.layer].step[_k]`; a stage's second use adds `@2`, since its weights are the
+first one's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import networkx as nx
+
+from crate_dsl.compiler.operators import Form, Operator, Ref, Slot, Typing
+from crate_dsl.compiler.types import TensorType
+from crate_dsl.language.diagnostics import Diagnostic, Label
+from crate_dsl.language.source import Source, Span
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A tensor of the network: the `index`-th result of a node."""
+
+    node: str
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An input or a target: where data enters. `source` is the draw that stands in where nobody gives it."""
+
+    name: str
+    type: TensorType
+    span: Span
+    source: Form | None = None
+
+    @property
+    def word(self) -> str:
+        return "input"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One use of a step. `path` names the step that owns the weights; `name` also tells uses apart."""
+
+    name: str
+    path: str
+    operator: Operator
+    typing: Typing
+    inputs: tuple[Value, ...]
+    ports: Mapping[str, Value]
+    weights: Mapping[str, Ref]
+    span: Span
+    uses: tuple[Label, ...] = ()
+
+    @property
+    def word(self) -> str:
+        return type(self.operator).word
+
+    @property
+    def slots(self) -> dict[str, Slot]:
+        return self.typing.slots
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the weights that this step owns."""
+        return sum(prod(slot.shape) for slot in self.slots.values())
+
+
+# ------------------------------------------------------------------ the nested view
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Inside a scope: one step is applied."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Inside a scope: another scope is applied to values, by `owner`."""
+
+    owner: str
+    scope: str
+    arguments: tuple[Value, ...]
+    results: tuple[Value, ...]
+    frozen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """Inside a scope: the layers of a `repeat`, one after another, each taking the last one's result."""
+
+    layers: tuple[str, ...]
+    argument: Value
+    result: Value
+
+
+@dataclass(slots=True)
+class Scope:
+    """An owner of steps: the model (path ""), a stage, a layer of a repeat. Its body is in the order of the text."""
+
+    path: str
+    span: Span
+    parameters: list[Value] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    body: list[Call | Apply | Loop] = field(default_factory=list)
+    results: list[Value] = field(default_factory=list)
+
+
+# ------------------------------------------------------------------ the model
+
+
+@dataclass(frozen=True)
+class ModelGraph:
+    """A checked network. Everything that the compiler and its tools ask of a spec is asked here.
+
+    `names` gives values the names that the spec gives them; `settings` are the parameters' values in force; `learns` are
+    the model's own `learn` tensors by name; `slots` are all weights by path, in the order in which they are initialised.
+    """
+
+    model: str
+    variant: str | None
+    settings: Mapping[str, Any]
+    sources: tuple[Source, ...]
+    graph: nx.MultiDiGraph
+    scopes: Mapping[str, Scope]
+    slots: Mapping[str, Slot]
+    learns: Mapping[str, Slot]
+    frozen: frozenset[str]
+    inputs: Mapping[str, Entry]
+    targets: Mapping[str, Entry]
+    outputs: Mapping[str, Value]
+    objective: Value | None
+    names: Mapping[Value, str]
+    train: Mapping[str, Any]
+    warnings: tuple[Diagnostic, ...] = ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ModelGraph:
+        """A graph never changes: copies of a network share it."""
+        return self
+
+    def item(self, name: str) -> Node | Entry:
+        """What stands at a node of the flat graph."""
+        item: Node | Entry = self.graph.nodes[name]["item"]
+        return item
+
+    def node(self, name: str) -> Node:
+        item = self.item(name)
+        assert isinstance(item, Node)
+        return item
+
+    def type_of(self, value: Value) -> TensorType:
+        item = self.item(value.node)
+        return item.type if isinstance(item, Entry) else item.typing.outputs[value.index]
+
+    @cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        """Every use of a step, each after what it reads."""
+        items = (data["item"] for _, data in self.graph.nodes(data=True))
+        return tuple(item for item in items if isinstance(item, Node))
+
+    def reached(self, values: Iterable[Value]) -> frozenset[str]:
+        """The names of the nodes that these values depend on, their own included."""
+        pending = [value.node for value in values]
+        seen: set[str] = set()
+        while pending:
+            name = pending.pop()
+            if name not in seen:
+                seen.add(name)
+                pending.extend(self.graph.predecessors(name))
+        return frozenset(seen)
+
+    @cached_property
+    def exported(self) -> frozenset[str]:
+        """The nodes that the outputs reach: what is exported."""
+        return self.reached(self.outputs.values())
+
+    @cached_property
+    def export_inputs(self) -> dict[str, Entry]:
+        """The inputs that the outputs need, in the order of the spec."""
+        return {name: entry for name, entry in self.inputs.items() if name in self.exported}
+
+    @property
+    def parameters(self) -> int:
+        """Unique trained numbers: frozen ones are not counted (`frozen_parameters`)."""
+        return sum(prod(slot.shape) for path, slot in self.slots.items() if path not in self.frozen)
+
+    @property
+    def frozen_parameters(self) -> int:
+        return sum(prod(self.slots[path].shape) for path in self.frozen)
+
+    @property
+    def flops(self) -> int:
+        """Operations for one sample, 2 per multiply-add, of what is exported."""
+        return sum(node.typing.flops for node in self.nodes if node.name in self.exported)
+
+    def consumers(self, value: Value) -> Iterator[str]:
+        for _, consumer, data in self.graph.out_edges(value.node, data=True):
+            if data["value"] == value:
+                yield consumer

@@ -1,0 +1,127 @@
+"""What names mean while a spec is read: numbers, tensors, learns, stages, blocks; and who sees which name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Literal
+
+from crate_dsl.compiler.graph import Value
+from crate_dsl.compiler.types import Dim, TensorType
+from crate_dsl.language import syntax
+from crate_dsl.language.source import Span
+
+#: What a parameter, a list item or an argument without tensors may be. `Dim` is a length known only at run time.
+Plain = Fraction | bool | str | Dim | tuple  # type: ignore[type-arg]
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A number, a boolean, a word or a list."""
+
+    value: Plain
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A value of the network."""
+
+    value: Value
+    type: TensorType
+
+
+@dataclass(frozen=True, slots=True)
+class Tensors:
+    """The results of a step that has several."""
+
+    items: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LearnMeaning:
+    """A `learn`: its slot's path and its type."""
+
+    path: str
+    type: TensorType
+
+
+@dataclass(slots=True)
+class StageMeaning:
+    """A stage: its text, and what its first use made of it."""
+
+    name: str
+    path: str
+    body: syntax.Chain | syntax.Graph
+    names: Namespace
+    span: Span
+    recorded: bool = False
+    applications: int = 0
+    first_use: Span | None = None
+    first_types: tuple[TensorType, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BlockMeaning:
+    block: syntax.Block
+    names: Namespace
+
+
+@dataclass(frozen=True, slots=True)
+class Poison:
+    """What a broken statement would have bound: known, of no known kind, and no cause of a second mistake."""
+
+
+POISON = Poison()
+
+Meaning = Constant | Tensor | Tensors | LearnMeaning | StageMeaning | BlockMeaning | Poison
+
+Role = Literal["parameter", "input", "target", "learn", "stage", "binding", "block", "length", "layer"]
+
+#: What a graph body sees of the names around it. Inputs and bindings must be handed over.
+SEEN_BY_GRAPH_BODIES: frozenset[Role] = frozenset({"parameter", "learn", "stage", "block", "length"})
+
+
+@dataclass(slots=True)
+class Definition:
+    """A name where it is defined. `reported` names are looked at for use at the end."""
+
+    name: str
+    role: Role
+    meaning: Meaning
+    span: Span | None
+    used: bool = False
+
+
+@dataclass(slots=True)
+class Namespace:
+    """Names in scope. A chain body sees all names around it; a graph body only the roles in `sees`."""
+
+    parent: Namespace | None = None
+    sees: frozenset[Role] | None = None
+    own: dict[str, Definition] = field(default_factory=dict)
+
+    def define(self, name: str, role: Role, meaning: Meaning, span: Span | None) -> Definition:
+        definition = Definition(name, role, meaning, span)
+        self.own[name] = definition
+        return definition
+
+    def find(self, name: str) -> Definition | None:
+        """The definition that a name means here, or None."""
+        if name in self.own:
+            return self.own[name]
+        found = self.parent.find(name) if self.parent else None
+        return found if found and (self.sees is None or found.role in self.sees) else None
+
+    def hidden(self, name: str) -> Definition | None:
+        """A definition of that name further out, which this body does not see."""
+        if self.find(name):
+            return None
+        return (self.parent.find(name) or self.parent.hidden(name)) if self.parent else None
+
+    def visible(self) -> Iterator[Definition]:
+        yield from self.own.values()
+        if self.parent:
+            for definition in self.parent.visible():
+                if definition.name not in self.own and (self.sees is None or definition.role in self.sees):
+                    yield definition

@@ -1,0 +1,38 @@
+"""What every step's torch module has in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crate_dsl.compiler.operators import Learned, Operator, Port, Typing
+
+
+class StepModule(nn.Module):
+    """A step in torch: owns the slots that its operator declares, under their names.
+
+    `forward` takes the piped tensors by position, and by name the tensors handed over by argument (`mask = kept`) and the
+    weights that the step borrows. Every tensor has a batch axis in front.
+    """
+
+    def __init__(self, operator: Operator, typing: Typing) -> None:
+        super().__init__()
+        self.operator: Any = operator
+        self.facts: Any = typing.facts
+        for name, slot in typing.slots.items():
+            self.register_parameter(name, nn.Parameter(torch.empty(slot.shape)))
+
+    def scalar(self, name: str, given: Tensor | None = None) -> Tensor | float:
+        """An argument that may be a number, a learned one (own or borrowed), or a tensor of shape (B,) handed over."""
+        value = getattr(self.operator, name)
+        if given is not None:
+            return given.reshape(-1, 1, 1) if isinstance(value, Port) else given
+        if isinstance(value, Learned):
+            learned: Tensor = getattr(self, name)
+            return learned
+        return float(value)
+
+    def extra_repr(self) -> str:
+        return repr(self.operator)

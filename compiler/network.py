@@ -1,0 +1,142 @@
+"""What generated modules have in common: scopes, the network, the objective; copied and pickled by their source."""
+
+from __future__ import annotations
+
+import linecache
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from hashlib import sha256
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from crate_dsl.compiler.draws import Choose, NormalDraw, Shuffle, UniformDraw
+from crate_dsl.compiler.graph import Entry, ModelGraph
+from crate_dsl.language.diagnostics import UserError
+
+#: What torch holds for each kind of type.
+KINDS = {"float": "a floating-point tensor", "index": "a tensor of whole numbers (int64)", "bool": "a boolean tensor"}
+
+
+class Container(nn.Module):
+    """An owner of steps without a forward of its own, such as a binding."""
+
+    @property
+    def layers(self) -> Iterator[nn.Module]:
+        """The layers of a repeat, in order."""
+        return iter([module for name, module in self._modules.items() if name.isdigit() and module is not None])
+
+
+class Generated(Container):
+    """A module whose class was generated from a spec. `source` is its text."""
+
+    source: str = ""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str, str], dict[str, Any]]:
+        return _restore, (type(self).__bases__[0].__name__, type(self).__name__, self.source), self.__dict__
+
+
+class Scope(Generated):
+    """A stage, or a layer of a repeat."""
+
+
+class Network(Generated):
+    """A network built from a spec: an ordinary torch module. `graph` is what it was built from."""
+
+    graph: ModelGraph
+
+    def accept(self, name: str, value: Tensor | None) -> Tensor:
+        """An input, its shape held against the spec's.
+
+        Raises:
+            UserError: where it is missing, or of another shape or kind than the spec says.
+        """
+        return accept(self.graph.inputs[name], value)
+
+    def draw(self, name: str, *given: Tensor, **lengths: int) -> Tensor:
+        """An input that nobody gave, drawn as the spec declares; `given` tells the batch and the device."""
+        if torch.compiler.is_exporting():
+            raise UserError(f"`{name}` is drawn: give it when exporting, so that it is an input of the export")
+        return draw(self.graph.inputs[name], given[0].shape[0], given[0].device, lengths)
+
+
+class ObjectiveBase(Generated):
+    """A network's objective as a module: `objective({"image": x, "label": y})` is what training minimises."""
+
+    net: Network
+
+    def accept(self, name: str, batch: Mapping[str, Tensor], *given: Tensor, **lengths: int) -> Tensor:
+        """An input or target of the batch by name; an input that is drawn may be left out."""
+        graph = self.net.graph
+        entry = graph.inputs.get(name) or graph.targets[name]
+        if name not in batch and entry.source is not None:
+            return draw(entry, given[0].shape[0], given[0].device, lengths)
+        return accept(entry, batch.get(name))
+
+
+def accept(entry: Entry, value: Tensor | None) -> Tensor:
+    """A tensor for an input or target, held against its type. Raises `UserError`."""
+    if value is None:
+        raise UserError(f"`{entry.name}` is missing: it is {entry.type} for each sample")
+    shape = value.shape[1:]
+    fits = value.dim() == entry.type.rank + 1 and all(
+        size == dim.static if dim.symbol is None else size <= dim.bound
+        for size, dim in zip(shape, entry.type.shape, strict=True)
+    )
+    if not fits:
+        found = ", ".join(map(str, value.shape))
+        wanted = ", ".join(["batch", *map(str, entry.type.shape)])
+        raise UserError(f"`{entry.name}` is [{wanted}], but is given [{found}]")
+    kind = "bool" if value.dtype == torch.bool else "float" if value.is_floating_point() else "index"
+    if kind != entry.type.kind:
+        raise UserError(f"`{entry.name}` is {KINDS[entry.type.kind]}, but is given {value.dtype}")
+    return value
+
+
+def draw(entry: Entry, batch: int, device: torch.device, lengths: Mapping[str, int]) -> Tensor:
+    """A declared draw from torch's own generator; the rules are those of `draws`."""
+    shape = (batch, *entry.type.sizes(dict(lengths)))
+    match entry.source:
+        case NormalDraw(std=std):
+            return std * torch.randn(shape, device=device)
+        case UniformDraw(low=low, high=high):
+            return low + (high - low) * torch.rand(shape, device=device)
+        case Choose(ratio=float()) as form:
+            return torch.rand(shape, device=device).argsort(-1) < form.marked(shape[-1])
+        case Choose() | Shuffle():
+            assert entry.type.classes is not None
+            scores = torch.rand((*shape[:-1], entry.type.classes), device=device)
+            return scores.argsort(-1)[..., : shape[-1]]
+    raise UserError(f"`{entry.name}` is missing, and the spec declares no draw for it")
+
+
+def frozen(module: nn.Module, *arguments: Any) -> Any:
+    """A module applied with its weights held fixed: gradients flow through it, not into it."""
+    weights = {name: weight.detach() for name, weight in module.named_parameters()}
+    return functional_call(module, weights, arguments)
+
+
+# ------------------------------------------------------------------ classes from their text
+
+_BASES: dict[str, type[Generated]] = {base.__name__: base for base in (Scope, Network, ObjectiveBase)}
+
+
+@cache
+def generated_class(base: str, name: str, source: str) -> type[Generated]:
+    """The class of a generated text; made once, and known to `linecache`, so that a traceback shows its lines."""
+    digest = sha256(f"{base} {source}".encode()).hexdigest()[:12]
+    file = f"<crate_dsl {name} {digest}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    namespace: dict[str, Any] = {base: _BASES[base], "frozen": frozen, "__name__": "crate_dsl.generated"}
+    exec(compile(source, file, "exec"), namespace)
+    made: type[Generated] = namespace[name]
+    made.source = source
+    return made
+
+
+def _restore(base: str, name: str, source: str) -> Generated:
+    """An empty instance, for `pickle` to fill."""
+    made = generated_class(base, name, source)
+    return made.__new__(made)

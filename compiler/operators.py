@@ -1,0 +1,271 @@
+"""What a step declares: its arguments, its formula, its type rule, its weights, its cost, its inverse. No torch.
+
+A step of the language is one family folder under `steps/` with three faces:
+
+- `operator.py`: an `Operator` subclass. Its pydantic fields are its arguments, in positional order;
+- `module.py`: a `StepModule` of the same class name, what it does in torch;
+- `onnx.py`: a function named by the operator's `word`, what it is in ONNX.
+
+Nothing else is registered anywhere: arguments, documentation, completion, counts and drawings follow from the declaration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import sqrt
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from crate_dsl.compiler.types import TensorType
+
+# ------------------------------------------------------------------ what an argument may be
+
+#: A whole number of at least one: a count or a width.
+Whole = Annotated[int, Field(ge=1)]
+#: A number above zero.
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+#: A number of at least zero.
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+#: A share of a whole: 0 <= x < 1.
+Fraction01 = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A tensor handed to a step by an argument: one more input of the step, known by the argument's name."""
+
+    type: TensorType
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """`learn(1.0)` or `learn(1e-5, shape = [dim])`: a fresh learned number, or tensor of equal numbers, owned by the step."""
+
+    initial: float
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A `learn` of the spec, named as an argument (`prepend(class_token)`, `fill = mask_token`)."""
+
+    name: str
+    type: TensorType
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The name of a segment of the token axis (`select(class_token)`)."""
+
+    name: str
+
+
+#: A number, a fresh learned number, a `learn` of the spec, or a tensor.
+Scalar = float | Learned | Weight | Port
+
+
+class Form(BaseModel):
+    """An argument that is a word with arguments of its own: `leaky(0.9)`, `normal(0.02)`, `relative(0.5)`.
+
+    Fields are its arguments in positional order; the bare word means all defaults, if every field has one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    word: ClassVar[str]
+
+
+# ------------------------------------------------------------------ initial values
+
+
+class Normal(Form):
+    """Normally distributed around zero with standard deviation `std`."""
+
+    word: ClassVar[str] = "normal"
+    std: Positive = 0.02
+
+
+class Uniform(Form):
+    """Uniform in [-limit, limit]."""
+
+    word: ClassVar[str] = "uniform"
+    limit: Positive = 0.02
+
+
+class Zeros(Form):
+    word: ClassVar[str] = "zeros"
+
+
+class Ones(Form):
+    word: ClassVar[str] = "ones"
+
+
+class Constant(Form):
+    """Every entry the same number."""
+
+    word: ClassVar[str] = "constant"
+    value: float
+
+
+Initial = Normal | Uniform | Zeros | Ones | Constant
+
+
+def linear_initial(fan_in: int) -> Uniform:
+    """The usual initial value of a linear map and its bias: uniform in ±1/√fan_in (torch's `nn.Linear`)."""
+    return Uniform(limit=1 / sqrt(fan_in))
+
+
+def kaiming_initial(fan_in: int) -> Uniform:
+    """He et al. 2015 with gain √2: uniform in ±√(6/fan_in); what the published dictionaries start from."""
+    return Uniform(limit=sqrt(6 / fan_in))
+
+
+# ------------------------------------------------------------------ weights
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A weight that a step (or a `learn`) owns: shape, initial value, constraint."""
+
+    shape: tuple[int, ...]
+    initial: Initial
+    constraint: Literal["none", "orthonormal"] = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A weight that a step reads: the path of a slot, and how it is seen."""
+
+    slot: str
+    view: Literal["same", "transpose", "detached"] = "same"
+
+
+# ------------------------------------------------------------------ the operator
+
+
+@dataclass(frozen=True, slots=True)
+class Typing:
+    """What a type rule says of one use of a step.
+
+    `weights` names what the step owns (`Slot`) or borrows (`Weight`); `facts` is plain frozen data that the torch and
+    ONNX faces need to know of the input's type or layout (a position, a grid), None where the arguments say it all;
+    `flops` counts 2 for each multiply-add, for one sample, at the bound of symbolic lengths.
+    """
+
+    outputs: tuple[TensorType, ...]
+    weights: Mapping[str, Slot | Weight] = field(default_factory=dict)
+    facts: Any = None
+    flops: int = 0
+
+    @property
+    def output(self) -> TensorType:
+        return self.outputs[0]
+
+    @property
+    def slots(self) -> dict[str, Slot]:
+        """The weights that the step owns."""
+        return {name: slot for name, slot in self.weights.items() if isinstance(slot, Slot)}
+
+
+class Mistake(Exception):
+    """What a type rule found wrong: the elaborator adds the place.
+
+    `at` names the argument that is to blame (its text is underlined); None blames the step itself. `code` must be a
+    string literal where it is raised.
+    """
+
+    def __init__(self, code: str, message: str, *help: str, at: str | None = None, label: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.help = help
+        self.at = at
+        self.label = label
+
+
+@dataclass(frozen=True, slots=True)
+class NoInverse:
+    """Why a step cannot be undone."""
+
+    reason: str
+
+
+class Operator(BaseModel):
+    """A step as declared: its fields are its arguments, in positional order, and its docstring is its documentation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    #: How the language spells it.
+    word: ClassVar[str]
+    #: `language`: users write it. `expression`: made from arithmetic. `objective`: a loss. `training`: random, only while
+    #: training. `lowered`: only the compiler makes it. Only `language`, `expression` and `lowered` have an `onnx.py` face.
+    kind: ClassVar[Literal["language", "expression", "objective", "training", "lowered"]] = "language"
+    #: LaTeX, with ``source`` naming the paper and equation.
+    formula: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+    #: True where the step does nothing once trained (dropout): it may stand in an exported part.
+    identity_at_inference: ClassVar[bool] = False
+    #: The slot that `transpose(stage)` reads backwards, where the step is a linear map and so has one.
+    transposable: ClassVar[str | None] = None
+
+    def infer(self, *inputs: TensorType) -> Typing:
+        """The type rule. `inputs` are the piped value(s); tensors given by argument are `Port` fields.
+
+        Raises:
+            Mistake: where the inputs or arguments do not fit.
+        """
+        raise NotImplementedError
+
+    def inverse(self) -> Operator | NoInverse:
+        """The step that undoes this one, or why there is none."""
+        return NoInverse("it declares no inverse")
+
+    @classmethod
+    def family(cls) -> str:
+        """The package that holds this operator's faces."""
+        return cls.__module__.rpartition(".")[0]
+
+
+def learned_slots(operator: Operator) -> dict[str, Slot | Weight]:
+    """The weights that come in by argument, each named by it: `learn(…)` is owned, the name of a `learn` is borrowed."""
+    found: dict[str, Slot | Weight] = {}
+    for name in type(operator).model_fields:
+        value = getattr(operator, name)
+        if isinstance(value, Learned):
+            found[name] = Slot(value.shape, Constant(value=value.initial))
+        elif isinstance(value, Weight):
+            found[name] = value
+    return found
+
+
+def check_scalar(operator: Operator, argument: str, width: int) -> None:
+    """An argument that scales tokens: a number, a learned one for all or for each of `width` channels, or one a sample.
+
+    Raises:
+        Mistake: E0314 where a learned one has another shape, E0410 where a tensor is not one number for each sample.
+    """
+    value = getattr(operator, argument)
+    if isinstance(value, Port) and (value.type.kind, value.type.rank) != ("float", 0):
+        raise Mistake(
+            "E0410",
+            f"`{argument}` takes one number for each sample, float, but is given {value.type}",
+            at=argument,
+            label=str(value.type),
+        )
+    if isinstance(value, Learned | Weight):
+        shape = value.shape if isinstance(value, Learned) else tuple(dim.bound for dim in value.type.shape)
+        if shape not in ((), (width,)):
+            raise Mistake(
+                "E0314",
+                f"a learned `{argument}` here is one number, or {width} of them, but has the shape {list(shape)}",
+                at=argument,
+            )
+
+
+def ports(operator: Operator) -> dict[str, Port]:
+    """The arguments of this use that are tensors, in the order of the fields."""
+    return {
+        name: value for name in type(operator).model_fields if isinstance(value := getattr(operator, name), Port)
+    }

@@ -1,0 +1,282 @@
+"""The parity gate: an exported network computes what torch computes, or it is not written.
+
+A proof runs torch and onnxruntime on the same inputs: at the given weights and at perturbed ones, at several batch sizes
+and lengths, with inputs of several sizes, and compares every output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from math import isfinite, sqrt
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from crate_dsl.compiler.draws import DrawForm
+from crate_dsl.compiler.graph import Entry, ModelGraph, Value
+from crate_dsl.compiler.types import Symbol
+from crate_dsl.language.diagnostics import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+#: How far onnxruntime may be from torch, relative to the largest number of the output. Both compute in float32 (spacing
+#: 1.2e-7) and sum in different orders: some hundred layers stay below 1e-5, and a swapped or forgotten argument shows
+#: above 1e-3.
+RELATIVE_TOLERANCE = 1e-4
+#: The same for outputs that are almost zero, in absolute terms: what is left of numbers around 1 that cancel.
+ABSOLUTE_TOLERANCE = 1e-6
+
+#: Weights of each proof, batch sizes and input sizes: every one of them meets both kinds of weights.
+PLAN: tuple[tuple[Literal["given", "perturbed"], int, float], ...] = (
+    ("given", 2, 1.0),
+    ("given", 1, 0.01),
+    ("given", 5, 10.0),
+    ("perturbed", 1, 10.0),
+    ("perturbed", 2, 0.01),
+    ("perturbed", 5, 1.0),
+)
+
+#: The share of a drawn boolean input that is true.
+TRUE_SHARE = 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One comparison: which weights, how many samples, inputs of what size, and the lengths known at run time."""
+
+    weights: Literal["given", "perturbed"]
+    batch: int
+    scale: float
+    lengths: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one case measured at one output: the largest difference, and the largest number that torch computed."""
+
+    case: Case
+    output: str
+    error: float
+    largest: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.tolerance and isfinite(self.largest)
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """The parity table of an export. `str()` is the table as text."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(row.passed for row in self.rows)
+
+    @property
+    def worst(self) -> float:
+        """The largest error relative to its output's largest number."""
+        return max((row.error / row.largest if row.largest else row.error for row in self.rows), default=0.0)
+
+    def as_data(self) -> dict[str, Any]:
+        """The table as JSON takes it; stored in the file."""
+        return {
+            "relative_tolerance": RELATIVE_TOLERANCE,
+            "absolute_tolerance": ABSOLUTE_TOLERANCE,
+            "torch": torch.__version__,
+            "onnxruntime": onnxruntime.__version__,
+            "rows": [
+                asdict(row.case) | {"output": row.output, "error": row.error}
+                | {"largest": row.largest, "tolerance": row.tolerance}
+                for row in self.rows
+            ],
+        }  # fmt: skip
+
+    def table(self) -> Table:
+        """The table for a terminal of 80 columns."""
+        from rich.table import Table
+
+        table = Table("weights", title="onnxruntime against torch")
+        table.add_column("batch", justify="right")
+        if any(row.case.lengths for row in self.rows):
+            table.add_column("lengths")
+        table.add_column("inputs", justify="right")
+        table.add_column("output", overflow="fold")
+        for head in ("largest", "error", "allowed"):
+            table.add_column(head, justify="right", no_wrap=True)
+        table.add_column("")
+        for row in self.rows:
+            lengths = [" ".join(f"{name}={size}" for name, size in row.case.lengths.items())]
+            table.add_row(
+                row.case.weights,
+                str(row.case.batch),
+                *(lengths if any(r.case.lengths for r in self.rows) else []),
+                f"× {row.case.scale:g}",
+                row.output,
+                f"{row.largest:.1e}",
+                f"{row.error:.1e}",
+                f"{row.tolerance:.1e}",
+                "ok" if row.passed else "FAIL",
+                style=None if row.passed else "bold red",
+            )
+        return table
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(width=80, color_system=None)
+        with console.capture() as capture:
+            console.print(self.table())
+        return capture.get().rstrip()
+
+
+class ProofError(UserError):
+    """An export that does not compute what torch computes. No file was written; `proof` is the table, as far as it went."""
+
+    def __init__(self, message: str, *help: str, proof: Proof | None = None) -> None:
+        super().__init__(message, *help, exit_code=3)
+        self.proof = proof
+
+    def __str__(self) -> str:
+        return "\n".join([super().__str__(), *([str(self.proof)] if self.proof and self.proof.rows else [])])
+
+
+# ------------------------------------------------------------------ what is tried
+
+
+def cases(graph: ModelGraph) -> list[Case]:
+    """The comparisons that a graph asks for: `PLAN`, with each length known at run time at its least, its bound and between."""
+    symbols = symbols_of(graph)
+    sizes = {name: _sizes(graph, symbol) for name, symbol in symbols.items()}
+    scaled = any(entry.type.kind == "float" and entry.source is None for entry in graph.export_inputs.values())
+    return [
+        Case(
+            weights,
+            batch,
+            scale if scaled else 1.0,
+            # Batch 1 meets the bound, 2 the middle, 5 the least; a second length is one further.
+            {name: found[(batch // 2 + turn) % len(found)] for turn, (name, found) in enumerate(sizes.items())},
+        )
+        for weights, batch, scale in PLAN
+    ]
+
+
+def symbols_of(graph: ModelGraph) -> dict[str, Symbol]:
+    """The lengths of the exported inputs that are known only at run time."""
+    dims = [dim for entry in graph.export_inputs.values() for dim in entry.type.shape]
+    return {dim.symbol.name: dim.symbol for dim in dims if dim.symbol is not None}
+
+
+def _sizes(graph: ModelGraph, symbol: Symbol) -> tuple[int, int, int]:
+    """The bound of a length, an odd number below it, and the least that leaves every exported tensor something."""
+    values = [graph.type_of(value) for value in _exported_values(graph)]
+    dims = {dim for type_ in values for dim in type_.shape if dim.symbol == symbol}
+    least = next((n for n in range(1, symbol.bound) if all(d.at({symbol.name: n}) > 0 for d in dims)), symbol.bound)
+    return symbol.bound, max(least, 2 * (symbol.bound // 3) - 1), least
+
+
+def _exported_values(graph: ModelGraph) -> Iterator[Value]:
+    for name in graph.exported:
+        item = graph.item(name)
+        for index in range(1 if isinstance(item, Entry) else len(item.typing.outputs)):
+            yield Value(name, index)
+
+
+def drawn_inputs(graph: ModelGraph, case: Case, generator: np.random.Generator) -> dict[str, NDArray[Any]]:
+    """One batch of every exported input: declared draws as declared, floats normal times the scale, the rest uniform.
+
+    Of a boolean input the first place is true in every sample: attention over no token at all has no value.
+    """
+    feeds: dict[str, NDArray[Any]] = {}
+    for name, entry in graph.export_inputs.items():
+        shape = (case.batch, *entry.type.sizes(dict(case.lengths)))
+        if isinstance(entry.source, DrawForm):
+            feeds[name] = entry.source.sample(entry.type, case.batch, case.lengths, generator)
+        elif entry.type.kind == "float":
+            feeds[name] = generator.standard_normal(shape, dtype=np.float32) * np.float32(case.scale)
+        elif entry.type.kind == "index":
+            assert entry.type.classes is not None
+            feeds[name] = generator.integers(entry.type.classes, size=shape)
+        else:
+            feeds[name] = generator.random(shape) < TRUE_SHARE
+            feeds[name][..., :1] = True
+    return feeds
+
+
+def perturb(net: nn.Module, seed: int = 0) -> None:
+    """Move every weight in place: a gate at zero, a scale at one and a bias at zero hide arguments that are swapped.
+
+    Vectors and scalars get noise of 0.1, matrices noise that alone would keep the size of what they are applied to;
+    both in addition to noise of a tenth of each weight.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in net.state_dict().values():
+            share, moved = (torch.randn(weight.shape, generator=generator) for _ in range(2))
+            size = 0.5 / sqrt(weight.shape[-1]) if weight.dim() > 1 else 0.1
+            weight.mul_(1 + 0.1 * share).add_(size * moved)
+
+
+# ------------------------------------------------------------------ comparing
+
+
+def compare(
+    graph: ModelGraph, net: nn.Module, file: str | PathLike[str], wanted: Sequence[Case], seed: int = 0
+) -> Iterator[Row]:
+    """Run these cases in torch and in onnxruntime (on the CPU), and measure every output.
+
+    `net` is on the CPU, in evaluation mode, and has the file's weights.
+
+    Raises:
+        ProofError: onnxruntime refuses the file or its inputs, or gives another shape.
+    """
+    from crate_dsl.compiler.runtime import ONNXRUNTIME_ERRORS, cpu_session
+
+    generator = np.random.default_rng(seed)
+    names = list(graph.outputs)
+    try:
+        session = cpu_session(file)
+    except ONNXRUNTIME_ERRORS as problem:
+        raise ProofError(f"onnxruntime refuses the exported file: {problem}") from problem
+    for case in wanted:
+        feeds = drawn_inputs(graph, case, generator)
+        with torch.inference_mode():
+            result = net(**{name: torch.from_numpy(array) for name, array in feeds.items()})
+        expected = result if isinstance(result, Mapping) else {names[0]: result}
+        try:
+            actual = session.run(names, feeds)
+        except ONNXRUNTIME_ERRORS as problem:
+            raise ProofError(f"onnxruntime cannot run the exported file ({_words(case)}): {problem}") from problem
+        for name, array in zip(names, actual, strict=True):
+            reference = expected[name].numpy()
+            if reference.shape != array.shape:
+                raise ProofError(
+                    f"`{name}` is of shape {list(array.shape)} in onnxruntime, {list(reference.shape)} in torch"
+                    f" ({_words(case)})"
+                )
+            yield measure(case, name, reference, array)
+
+
+def measure(case: Case, output: str, reference: NDArray[Any], array: NDArray[Any]) -> Row:
+    """One row of the table. Anything that is not finite counts as an infinite error; whole numbers must be equal."""
+    exact = reference.dtype.kind != "f"
+    a, b = reference.astype(np.float64), array.astype(np.float64)
+    largest = float(np.abs(a).max(initial=0.0))
+    finite = bool(np.isfinite(a).all() and np.isfinite(b).all())
+    error = float(np.abs(a - b).max(initial=0.0)) if finite else float("inf")
+    tolerance = RELATIVE_TOLERANCE * largest + ABSOLUTE_TOLERANCE
+    return Row(case, output, error, largest, 0.0 if exact else tolerance)
+
+
+def _words(case: Case) -> str:
+    lengths = "".join(f", {name} = {size}" for name, size in case.lengths.items())
+    return f"{case.weights} weights, batch {case.batch}{lengths}, inputs × {case.scale:g}"

@@ -1,0 +1,290 @@
+"""Running exported files in onnxruntime: sessions that say what they want, in the spec's words. No torch."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Mapping
+from os import PathLike, fspath
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime
+from numpy.typing import ArrayLike, NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as _native
+
+from crate_dsl.compiler.draws import Draw, from_data
+from crate_dsl.compiler.metadata import Metadata
+from crate_dsl.compiler.onnx_files import read_metadata, read_model
+from crate_dsl.compiler.types import TensorType
+from crate_dsl.language.diagnostics import UserError, did_you_mean
+
+Provider = Literal["auto", "cpu", "cuda"]
+
+#: What onnxruntime raises; its classes have no common base.
+ONNXRUNTIME_ERRORS: tuple[type[Exception], ...] = tuple(
+    getattr(_native, name)
+    for name in (
+        "EPFail", "EngineError", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "ModelLoadCanceled",
+        "ModelLoaded", "ModelRequiresCompilation", "NoModel", "NoSuchFile", "NotFound", "NotImplemented", "RuntimeException",
+    )
+)  # fmt: skip
+
+#: numpy's element type by kind, and the kinds of array that become it without loss of meaning.
+DTYPES = {"float": np.dtype(np.float32), "index": np.dtype(np.int64), "bool": np.dtype(np.bool_)}
+ELEMENTS = {"float": "tensor(float)", "index": "tensor(int64)", "bool": "tensor(bool)"}
+ACCEPTED = {"float": "f", "index": "iu", "bool": "b"}
+#: What onnxruntime may keep on the CPU beside a GPU: arithmetic on sizes.
+SHAPE_ARITHMETIC = frozenset(
+    "Add Cast Concat Constant ConstantOfShape Div Gather Identity Max Min Mul Range ReduceProd Reshape Shape Size Slice "
+    "Squeeze Sub Unsqueeze".split()
+)
+#: onnxruntime's own level of messages: everything that matters arrives as an exception.
+FATAL = 4
+
+
+def options() -> onnxruntime.SessionOptions:
+    """Session options: threads that sleep between runs, and errors that are raised rather than printed."""
+    chosen = onnxruntime.SessionOptions()
+    chosen.log_severity_level = FATAL
+    # By default idle threads spin after a run, and starve whatever else shares the cores: torch, or another session.
+    chosen.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return chosen
+
+
+def cpu_session(path: str | PathLike[str]) -> onnxruntime.InferenceSession:
+    """A bare session on the CPU, for files that are trusted."""
+    return onnxruntime.InferenceSession(fspath(path), options(), providers=["CPUExecutionProvider"])
+
+
+def cuda_problem() -> str | None:
+    """Why CUDA cannot be used here; None if it can.
+
+    onnxruntime lists CUDA as available wherever it was built in, and then runs on the CPU: so the driver is asked.
+    """
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return "this onnxruntime was built without CUDA"
+    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(library)
+    except OSError:
+        return f"there is no NVIDIA driver ({library})"
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return "the NVIDIA driver does not answer"
+    return None if count.value else "the NVIDIA driver knows no device"
+
+
+def _require_cuda(session: onnxruntime.InferenceSession) -> None:
+    """Raise `UserError` unless the session computes on the GPU: shape arithmetic alone may stand beside it.
+
+    `session.disable_cpu_ep_fallback` says no to any network of unknown batch size: onnxruntime keeps the sums of sizes
+    on the CPU by design.
+    """
+    if "CUDAExecutionProvider" not in session.get_providers():
+        raise UserError(
+            "onnxruntime found the GPU, but not the CUDA libraries that it needs", "pip install onnxruntime-gpu[cuda,cudnn]"
+        )
+    on_cpu = {
+        node.op_type
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name == "CPUExecutionProvider"
+        for node in part.get_nodes()
+    }
+    if strays := sorted(on_cpu - SHAPE_ARITHMETIC):
+        raise UserError(f"onnxruntime would run {', '.join(strays)} on the CPU: it has no CUDA kernel for them", "provider auto")
+
+
+class Session:
+    """A running exported file. Calling it with arrays by input name (or by position) gives arrays by output name.
+
+    Inputs with a declared draw may be left out: they are drawn, one after another from the session's seed.
+
+    >>> session = open_session("tiny.onnx")                                   # doctest: +SKIP
+    >>> session(image=np.zeros((2, 3, 224, 224), np.float32))["logits"].shape   # doctest: +SKIP
+    (2, 1000)
+    """
+
+    def __init__(self, native: onnxruntime.InferenceSession, metadata: Metadata, name: str, seed: int) -> None:
+        self.metadata = metadata
+        self.name = name
+        self.inputs: dict[str, TensorType] = metadata.inputs
+        self.outputs: tuple[str, ...] = tuple(output.name for output in native.get_outputs())
+        self.draws = _draws(metadata, name)
+        self._native = native
+        self._generator = np.random.default_rng(seed)
+        problems = [draw.check(self.inputs[name]) for name, draw in self.draws.items()]
+        if problem := next(filter(None, [_disagreement(native, metadata), *problems]), None):
+            raise UserError(f"`{name}` is damaged: {problem}")
+
+    @property
+    def provider(self) -> Literal["cpu", "cuda"]:
+        """What it runs on."""
+        return "cuda" if "CUDAExecutionProvider" in self._native.get_providers() else "cpu"
+
+    def __call__(self, /, *arrays: ArrayLike, **named: ArrayLike) -> dict[str, NDArray[Any]]:
+        """Run one batch.
+
+        Raises:
+            UserError: an input is missing, unknown, of the wrong kind or shape, not finite, or out of range.
+        """
+        given = _by_name(self.inputs, arrays, named)
+        feeds = {name: _array(name, self.inputs[name], value) for name, value in given.items()}
+        batch, lengths = _sizes(self.inputs, feeds)
+        for name, wanted in self.inputs.items():
+            if name not in feeds:
+                feeds[name] = self._drawn(name, wanted, batch, lengths)
+        try:
+            results = self._native.run(list(self.outputs), feeds)
+        except ONNXRUNTIME_ERRORS as problem:
+            raise UserError(f"`{self.name}` cannot run on these inputs: {problem}") from problem
+        return dict(zip(self.outputs, results, strict=True))
+
+    def _drawn(self, name: str, wanted: TensorType, batch: int, lengths: Mapping[str, int]) -> NDArray[Any]:
+        if name not in self.draws:
+            raise UserError(f"`{name}` is missing", f"{name} = an array of {_written(wanted)}")
+        if unknown := [d.symbol.name for d in wanted.shape if d.symbol and d.symbol.name not in lengths]:
+            raise UserError(f"`{name}` cannot be drawn: no input says how long {unknown[0]} is")
+        return self.draws[name].sample(wanted, batch, lengths, self._generator)
+
+
+def open_session(path: str | PathLike[str], provider: Provider = "auto", seed: int = 0) -> Session:
+    """Open an exported file.
+
+    Args:
+        path: A file that `export` wrote.
+        provider: `cuda` runs on the GPU or fails, `cpu` on the CPU; `auto` takes the GPU where a driver answers.
+        seed: Where the declared draws of inputs that are not given start from.
+
+    Raises:
+        UserError: the file cannot be read, is damaged, or was not written by crate-dsl; `cuda` where there is none.
+    """
+    name = fspath(path)
+    if provider not in ("auto", "cpu", "cuda"):
+        raise UserError(f"there is no provider `{provider}`", "auto, cpu or cuda")
+    _, metadata = read_model(path)
+    problem = None if provider == "cpu" else cuda_problem()
+    if provider == "cuda" and problem is not None:
+        raise UserError(f"CUDA cannot be used here: {problem}", "provider cpu, or auto")
+    chosen = options()
+    providers = ["CPUExecutionProvider"]
+    if provider != "cpu" and problem is None:
+        onnxruntime.preload_dlls()  # the CUDA libraries that come with torch or as packages of their own
+        providers = ["CUDAExecutionProvider", *providers]
+        chosen.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    try:
+        native = onnxruntime.InferenceSession(name, chosen, providers=providers)
+    except ONNXRUNTIME_ERRORS as error:
+        raise UserError(f"onnxruntime cannot open `{name}`: {error}") from error
+    if provider == "cuda":
+        _require_cuda(native)
+    return Session(native, metadata, name, seed)
+
+
+# ------------------------------------------------------------------ what is wanted, and what is given
+
+
+def _draws(metadata: Metadata, file: str) -> dict[str, Draw]:
+    try:
+        return {name: from_data(data) for name, data in metadata.draws.items() if name in metadata.inputs}
+    except ValueError as problem:
+        raise UserError(f"`{file}` is damaged: its draws cannot be read") from problem
+
+
+def _disagreement(native: onnxruntime.InferenceSession, metadata: Metadata) -> str | None:
+    """Where the metadata and the network do not speak of the same inputs."""
+    actual = {item.name: (item.type, item.shape[1:]) for item in native.get_inputs()}
+    declared = {
+        name: (ELEMENTS[wanted.kind], [str(dim) if dim.symbol else dim.offset for dim in wanted.shape])
+        for name, wanted in metadata.inputs.items()
+    }
+    if actual != declared:
+        return f"its metadata do not describe its inputs, {', '.join(actual)}"
+    dims = [dim for wanted in metadata.inputs.values() for dim in wanted.shape]
+    return "a length has no scale" if any(dim.symbol and dim.scale < 1 for dim in dims) else None
+
+
+def _by_name(
+    inputs: Mapping[str, TensorType], arrays: tuple[ArrayLike, ...], named: Mapping[str, ArrayLike]
+) -> dict[str, ArrayLike]:
+    """The given arrays by input name."""
+    if len(arrays) > len(inputs):
+        raise UserError(f"{len(arrays)} arrays are given, and there are {len(inputs)} inputs: {', '.join(inputs)}")
+    given = dict(zip(inputs, arrays, strict=False))
+    for name, value in named.items():
+        if name not in inputs:
+            near = did_you_mean(name, inputs)
+            known = f"did you mean `{near}`?" if near else f"the inputs are {', '.join(inputs)}"
+            raise UserError(f"there is no input `{name}`", known)
+        if name in given:
+            raise UserError(f"`{name}` is given twice, by position and by name")
+        given[name] = value
+    return given
+
+
+def _written(wanted: TensorType) -> str:
+    """A type with its batch axis: `float[batch, 3, 224, 224]`."""
+    sample = str(wanted)
+    return sample.replace("[", "[batch, ", 1) if wanted.shape else f"{sample}[batch]"
+
+
+_CONVERSIONS: dict[str, tuple[str, ...]] = {
+    "float": ("scale pixels as in training before they are given",),
+    "index": ("array.astype(np.int64)",),
+    "bool": ("array.astype(bool)",),
+}
+
+
+def _array(name: str, wanted: TensorType, value: ArrayLike) -> NDArray[Any]:
+    """One input as onnxruntime takes it, held against its type; the sizes of its axes come later."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as problem:
+        raise UserError(f"`{name}` is not an array: {problem}") from problem
+    if array.dtype.kind not in ACCEPTED[wanted.kind]:
+        raise UserError(f"`{name}` wants {DTYPES[wanted.kind]}, and is given {array.dtype}", *_CONVERSIONS[wanted.kind])
+    if array.ndim != wanted.rank + 1:
+        only_batch_missing = array.ndim == wanted.rank
+        raise UserError(
+            f"`{name}` wants {_written(wanted)}, and is given shape {list(array.shape)}",
+            *([f"the first axis is the batch: {name}[None] is a batch of one"] if only_batch_missing else []),
+        )
+    if array.shape[0] == 0:
+        raise UserError(f"`{name}` holds no sample: its batch is empty")
+    with np.errstate(over="ignore"):  # what grows infinite is refused next
+        array = array.astype(DTYPES[wanted.kind], order="C", copy=False)
+    if wanted.kind == "float" and not np.isfinite(array).all():
+        raise UserError(f"`{name}` holds numbers that are not finite (NaN or infinite)")
+    if wanted.classes is not None and array.size and not (0 <= array.min() and array.max() < wanted.classes):
+        raise UserError(
+            f"`{name}` wants indices from 0 to {wanted.classes - 1}, and is given {array.min()} to {array.max()}"
+        )
+    return array
+
+
+def _sizes(inputs: Mapping[str, TensorType], feeds: Mapping[str, NDArray[Any]]) -> tuple[int, dict[str, int]]:
+    """The batch size and the lengths that the given arrays agree on."""
+    batches = {name: array.shape[0] for name, array in feeds.items()}
+    if len(set(batches.values())) > 1:
+        sizes = ", ".join(f"`{name}` {size}" for name, size in batches.items())
+        raise UserError(f"the inputs hold different numbers of samples: {sizes}")
+    lengths: dict[str, int] = {}
+    for name, array in feeds.items():
+        for dim, size in zip(inputs[name].shape, array.shape[1:], strict=True):
+            length, rest = divmod(size - dim.offset, dim.scale) if dim.symbol else (0, size - dim.offset)
+            known = lengths.get(dim.symbol.name, length) if dim.symbol else 0
+            if rest or length != known:
+                wanted = _written(inputs[name])
+                where = f", where {dim.symbol.name} is {known}" if dim.symbol and length != known else ""
+                raise UserError(f"`{name}` wants {wanted}{where}, and is given shape {list(array.shape)}")
+            if dim.symbol and not 1 <= length <= dim.symbol.bound:
+                raise UserError(
+                    f"`{name}` is given shape {list(array.shape)}: {dim.symbol.name} is {length}, and may be 1 to"
+                    f" {dim.symbol.bound}"
+                )
+            if dim.symbol:
+                lengths[dim.symbol.name] = length
+    return next(iter(batches.values()), 1), lengths
+
+
+__all__ = ["Session", "cuda_problem", "open_session", "read_metadata"]

@@ -1,0 +1,1 @@
+"""Arithmetic on tensors, learned tensors and numbers."""

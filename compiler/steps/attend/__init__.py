@@ -1,0 +1,1 @@
+"""Plain multi-head attention, for baselines."""

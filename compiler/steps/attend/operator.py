@@ -1,0 +1,68 @@
+"""`attend`: plain multi-head attention, for black-box baselines."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from crate_dsl.compiler.operators import (
+    Fraction01,
+    Mistake,
+    NoInverse,
+    Operator,
+    Port,
+    Slot,
+    Typing,
+    Whole,
+    linear_initial,
+)
+from crate_dsl.compiler.steps.compress.operator import check_mask
+from crate_dsl.compiler.steps.norm.operator import width_of
+from crate_dsl.compiler.types import TensorType
+
+
+class Attend(Operator):
+    """Multi-head self-attention with separate queries, keys and values. It contains neither norm nor residual.
+
+    `dropout` acts on the result, `bias` stands for the biases of both linear maps.
+    """
+
+    word: ClassVar[str] = "attend"
+    formula: ClassVar[str] = (
+        r"W_O \operatorname{concat}_h\!\left(V_h \operatorname{softmax}(K_h^\top Q_h / \sqrt{p})\right) + b_O,\quad "
+        r"[Q; K; V] = W Z + b,\ p = d / \mathrm{heads}"
+    )
+    source: ClassVar[str] = (
+        "Vaswani et al. 2017, Attention Is All You Need, arXiv 1706.03762, eq. 1 and section 3.2.2"
+    )
+
+    heads: Whole
+    mask: Literal["none", "causal"] | Port = "none"
+    bias: bool = True
+    dropout: Fraction01 = 0.0
+
+    def infer(self, *inputs: TensorType) -> Typing:
+        (tokens,) = inputs
+        width = width_of(self.word, tokens)
+        if width % self.heads:
+            divisors = ", ".join(str(heads) for heads in range(1, width + 1) if width % heads == 0)
+            raise Mistake(
+                "E0312",
+                f"{self.heads} heads do not divide a width of {width}: {width} / {self.heads} is not whole",
+                f"heads that divide {width}: {divisors}",
+                at="heads",
+            )
+        if isinstance(self.mask, Port):
+            check_mask(self.mask.type, tokens)
+        weights = {"qkv_weight": Slot((3 * width, width), linear_initial(width))}
+        if self.bias:
+            weights["qkv_bias"] = Slot((3 * width,), linear_initial(width))
+        weights["out_weight"] = Slot((width, width), linear_initial(width))
+        if self.bias:
+            weights["out_bias"] = Slot((width,), linear_initial(width))
+        count = tokens.shape[0].bound
+        maps = 2 * 4 * count * width * width
+        attention = 2 * 2 * count * count * width
+        return Typing((tokens,), weights, flops=maps + attention)
+
+    def inverse(self) -> Operator | NoInverse:
+        return NoInverse("an average over tokens cannot be undone")

@@ -1,0 +1,1 @@
+"""The everyday parts of networks: linear maps, activations, dropout, scaling."""

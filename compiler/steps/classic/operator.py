@@ -1,0 +1,153 @@
+"""The everyday parts of networks: `linear`, `gelu`, `relu`, `silu`, `dropout`, `scale`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+from crate_dsl.compiler.operators import (
+    Fraction01,
+    Mistake,
+    NoInverse,
+    Operator,
+    Scalar,
+    Slot,
+    Typing,
+    Whole,
+    check_scalar,
+    learned_slots,
+    linear_initial,
+)
+from crate_dsl.compiler.types import TensorType
+
+
+def last_width(step: str, value: TensorType) -> int:
+    """The last dimension of a float tensor, whatever axes stand before it. Raises `Mistake` where there is none."""
+    if value.kind != "float" or value.rank == 0:
+        raise Mistake("E0401", f"`{step}` takes float[dim] or float[tokens, dim], but is given {value}")
+    width = value.shape[-1].static
+    if width is None:
+        raise Mistake("E0402", f"`{step}` needs a width that is known, but is given {value}")
+    return width
+
+
+def with_width(value: TensorType, width: int) -> TensorType:
+    """The same tensor with another last dimension; its tokens, if it has any, stay what they are."""
+    return value.with_shape(*value.shape[:-1], width, layout=value.layout if value.rank > 1 else None)
+
+
+class Linear(Operator):
+    """A linear map of the last axis to width `dim`, with a bias unless `bias = false`."""
+
+    word: ClassVar[str] = "linear"
+    formula: ClassVar[str] = "W z + b"
+    transposable: ClassVar[str | None] = "weight"
+
+    dim: Whole
+    bias: bool = True
+
+    def infer(self, *inputs: TensorType) -> Typing:
+        (value,) = inputs
+        width = last_width(self.word, value)
+        weights = {"weight": Slot((self.dim, width), linear_initial(width))}
+        if self.bias:
+            weights["bias"] = Slot((self.dim,), linear_initial(width))
+        return Typing((with_width(value, self.dim),), weights, flops=2 * value.elements * self.dim)
+
+    def inverse(self) -> Operator | NoInverse:
+        return NoInverse("its inverse, a linear map back, is not there yet")
+
+
+class _Elementwise(Operator):
+    """A function of each number of a float tensor of any shape."""
+
+    def infer(self, *inputs: TensorType) -> Typing:
+        (value,) = inputs
+        if value.kind != "float":
+            raise Mistake("E0401", f"`{self.word}` takes a float tensor, but is given {value}")
+        return Typing((value,), flops=value.elements)
+
+
+class Gelu(_Elementwise):
+    """The Gaussian error linear unit, exact (by erf, not its tanh approximation)."""
+
+    word: ClassVar[str] = "gelu"
+    formula: ClassVar[str] = r"\tfrac{z}{2}\left(1 + \operatorname{erf}(z / \sqrt{2})\right)"
+    source: ClassVar[str] = (
+        "Hendrycks and Gimpel 2016, Gaussian Error Linear Units, arXiv 1606.08415, section 2"
+    )
+
+    def inverse(self) -> Operator | NoInverse:
+        return NoInverse("gelu takes different numbers to the same one")
+
+
+class Relu(_Elementwise):
+    """The positive part."""
+
+    word: ClassVar[str] = "relu"
+    formula: ClassVar[str] = r"\max(z, 0)"
+    source: ClassVar[str] = (
+        "Nair and Hinton 2010, Rectified Linear Units Improve Restricted Boltzmann Machines"
+    )
+
+    def inverse(self) -> Operator | NoInverse:
+        return NoInverse("relu forgets what is negative")
+
+
+class Silu(_Elementwise):
+    """The sigmoid linear unit, also called swish."""
+
+    word: ClassVar[str] = "silu"
+    formula: ClassVar[str] = r"z \,/\, (1 + e^{-z})"
+    source: ClassVar[str] = (
+        "Hendrycks and Gimpel 2016, Gaussian Error Linear Units, arXiv 1606.08415, section 2"
+    )
+
+    def inverse(self) -> Operator | NoInverse:
+        return NoInverse("silu takes different numbers to the same one")
+
+
+class Dropout(_Elementwise):
+    """While training, sets each number to zero with probability `p` and scales up the rest; afterwards, nothing."""
+
+    word: ClassVar[str] = "dropout"
+    formula: ClassVar[str] = r"\tfrac{1}{1 - p}\, m \odot z,\quad m \sim \operatorname{Bernoulli}(1 - p)"
+    source: ClassVar[str] = (
+        "Srivastava et al. 2014, Dropout, JMLR 15, section 4; scaled while training, not afterwards"
+    )
+    identity_at_inference: ClassVar[bool] = True
+
+    p: Fraction01
+
+    def infer(self, *inputs: TensorType) -> Typing:
+        return replace(super().infer(*inputs), flops=0)
+
+    def inverse(self) -> Operator | NoInverse:
+        return NoInverse("dropout discards information")
+
+
+class Scale(Operator):
+    """Multiplies by a number, given or learned; a learned one for each channel (`learn(1e-5, shape = [dim])`); or one
+    for each sample.
+    """
+
+    word: ClassVar[str] = "scale"
+    formula: ClassVar[str] = r"\gamma \odot z"
+    source: ClassVar[str] = (
+        "one learned factor for each channel: Touvron et al. 2021 (LayerScale), arXiv 2103.17239, eq. 4"
+    )
+
+    factor: Scalar
+
+    def infer(self, *inputs: TensorType) -> Typing:
+        (value,) = inputs
+        if value.kind != "float":
+            raise Mistake("E0401", f"`{self.word}` takes a float tensor, but is given {value}")
+        width = value.shape[-1].static if value.rank else None
+        check_scalar(self, "factor", width or 1)
+        return Typing((value,), learned_slots(self), flops=value.elements)
+
+    def inverse(self) -> Operator | NoInverse:
+        if not isinstance(self.factor, float):
+            return NoInverse("a factor that is not a fixed number may become zero")
+        return Scale(factor=1 / self.factor) if self.factor else NoInverse("it multiplies by zero")

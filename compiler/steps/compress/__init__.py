@@ -1,0 +1,1 @@
+"""Compression of tokens against K learned subspaces."""

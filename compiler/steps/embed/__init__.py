@@ -1,0 +1,1 @@
+"""Embedding of whole numbers, and linear weights used the other way."""

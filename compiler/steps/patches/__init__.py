@@ -1,0 +1,1 @@
+"""Pictures as patches, and back."""

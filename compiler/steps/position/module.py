@@ -1,0 +1,49 @@
+"""`position` in torch. Axes: B batch, N tokens, d width, r x c the table's grid, h x w the input's."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crate_dsl.compiler.modules import StepModule
+from crate_dsl.compiler.operators import Typing
+from crate_dsl.compiler.steps.position.operator import Position as PositionOperator
+from crate_dsl.compiler.steps.position.tables import cubic, sincos_table
+
+
+class Position(StepModule):
+    """Adds positions: (B, N, d) -> (B, N, d). Fixed tables are buffers, no part of the state."""
+
+    table: Tensor
+    rows_hr: Tensor
+    columns_wc: Tensor
+
+    def __init__(self, operator: PositionOperator, typing: Typing) -> None:
+        super().__init__(operator, typing)
+        facts, width = self.facts, typing.output.shape[1].bound
+        if operator.table == "sincos":
+            self._fixed("table", sincos_table(facts, width, operator.temperature))
+        elif facts.resized_from is not None:
+            (patches,) = facts.patches
+            self._fixed("rows_hr", cubic(facts.resized_from[0], patches.rows))
+            self._fixed("columns_wc", cubic(facts.resized_from[1], patches.columns))
+
+    def _fixed(self, name: str, table: np.ndarray) -> None:
+        self.register_buffer(name, torch.from_numpy(table.astype(np.float32)), persistent=False)
+
+    def forward(self, z_bnd: Tensor) -> Tensor:
+        if self.facts.resized_from is not None:
+            return z_bnd + self.resized()
+        return z_bnd + (self.table[: z_bnd.shape[1]] if self.facts.sliced else self.table)
+
+    def resized(self) -> Tensor:
+        """The table with its grid interpolated to the input's; other tokens keep their rows: (N, d)."""
+        (patches,) = self.facts.patches
+        rows, columns = self.facts.resized_from
+        count = rows * columns
+        before, grid, after = self.table.split(
+            [patches.start, count, self.table.shape[0] - patches.start - count]
+        )
+        grid_hcd = (self.rows_hr @ grid.reshape(rows, -1)).unflatten(1, (columns, -1))
+        return torch.cat([before, (self.columns_wc @ grid_hcd).flatten(0, 1), after])

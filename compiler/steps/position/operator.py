@@ -1,0 +1,217 @@
+"""`position`: tells tokens where they stand, by a learned table or by sines and cosines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from crate_dsl.compiler.operators import (
+    Initial,
+    Mistake,
+    NoInverse,
+    Normal,
+    Operator,
+    Positive,
+    Slot,
+    Typing,
+    Whole,
+)
+from crate_dsl.compiler.steps.norm.operator import width_of
+from crate_dsl.compiler.steps.tokens.operator import layout_of
+from crate_dsl.compiler.types import Segment, TensorType
+
+
+@dataclass(frozen=True, slots=True)
+class Patches:
+    """Tokens of a grid: the first one's place on the token axis, and the grid's sides."""
+
+    start: int
+    rows: int
+    columns: int
+
+    @property
+    def count(self) -> int:
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """What one use of `position` adds: `rows` positions, of which the first N are taken where `sliced`.
+
+    `patches` are the tokens that come from grids. `resized_from` is the grid, (rows, columns), that a learned table is
+    for, where it is not the input's.
+    """
+
+    rows: int
+    sliced: bool
+    patches: tuple[Patches, ...] = ()
+    resized_from: tuple[int, int] | None = None
+
+
+class Position(Operator):
+    """Adds to each token a vector for its place.
+
+    `learned` is a table over all tokens, the class token's row included, as published. `length` is its number of rows
+    where the number of tokens is known only at run time. `grid = [14, 14]` says which grid the patches' rows are for,
+    and `resize = bicubic` fits them to the input's; other tokens keep their own rows.
+
+    `sincos` is fixed. Patches of a grid get half their width from the column and half from the row, in this order and
+    each as sines, then cosines, as in the published code; other tokens beside them get zeros. Tokens without a grid get
+    their place in the sequence.
+    """
+
+    word: ClassVar[str] = "position"
+    formula: ClassVar[str] = (
+        r"z_i + E_i,\quad \text{sincos: } E_i = [s(i)],\; [s(c_i),\, s(r_i)],\quad "
+        r"s(t) = [\sin t\omega,\, \cos t\omega],\; \omega_j = T^{-j/m},\; j < m"
+    )
+    source: ClassVar[str] = (
+        "learned: Dosovitskiy et al. 2021, arXiv 2010.11929, eq. 1; sincos: Vaswani et al. 2017, arXiv 1706.03762, "
+        "section 3.5, on grids He et al. 2022 (MAE), arXiv 2111.06377; bicubic: Keys 1981, a = -0.75 as torch has it"
+    )
+
+    table: Literal["learned", "sincos"]
+    length: Whole | None = None
+    grid: tuple[Whole, Whole] | None = None
+    resize: Literal["none", "bicubic"] = "none"
+    initial: Initial = Normal(std=0.02)
+    temperature: Positive = 10000.0
+
+    def infer(self, *inputs: TensorType) -> Typing:
+        (tokens,) = inputs
+        width = width_of(self.word, tokens)
+        self._check_arguments()
+        if self.table == "sincos":
+            return Typing((tokens,), facts=self._sincos(tokens, width), flops=tokens.elements)
+        facts = self._learned(tokens)
+        if facts.resized_from is None:
+            return Typing(
+                (tokens,), {"table": Slot((facts.rows, width), self.initial)}, facts, tokens.elements
+            )
+        ((old_rows, old_columns), (patches,)) = facts.resized_from, facts.patches
+        slot = Slot((facts.rows - patches.count + old_rows * old_columns, width), self.initial)
+        resizing = 2 * width * patches.rows * old_columns * (old_rows + patches.columns)
+        return Typing((tokens,), {"table": slot}, facts, tokens.elements + resizing)
+
+    def inverse(self) -> Operator | NoInverse:
+        return NoInverse("its inverse, subtracting the positions, is not there yet")
+
+    def _check_arguments(self) -> None:
+        """Refuse arguments that would do nothing."""
+        other, words = (
+            ("learned", ("grid", "resize", "initial"))
+            if self.table == "sincos"
+            else ("sincos", ("temperature",))
+        )
+        for name in words:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise Mistake(
+                    "E0305",
+                    f"`{name}` belongs to `position({other})`, not to `position({self.table})`",
+                    at=name,
+                )
+        if self.grid is None and self.resize != "none":
+            raise Mistake(
+                "E0305",
+                "`resize` needs the grid that the table is for",
+                "say `grid = [14, 14]` for a table of 14 x 14 positions",
+                at="resize",
+            )
+        if self.grid is not None and self.length is not None:
+            raise Mistake(
+                "E0305",
+                "`length` and `grid` both say how long the table is",
+                "leave one of them out",
+                at="length",
+            )
+
+    def _rows(self, tokens: TensorType) -> int:
+        """How many positions there are where no grid says so."""
+        count = tokens.shape[0]
+        if self.length is None:
+            if count.static is None and self.table == "learned":
+                raise Mistake(
+                    "E0322",
+                    f"`position(learned)` needs a `length`: there are {count} tokens, which is known only at run time",
+                    f"there are at most {count.bound} here: `length = {count.bound}`",
+                    at="table",
+                )
+            return count.bound
+        if count.bound > self.length:
+            many = f"{count}, at most {count.bound}, tokens" if count.static is None else f"{count} tokens"
+            raise Mistake(
+                "E0321",
+                f"a table of {self.length} positions is too short for {many}",
+                f"`length = {count.bound}` is enough",
+                at="length",
+                label=str(self.length),
+            )
+        return self.length
+
+    def _learned(self, tokens: TensorType) -> Positions:
+        count = tokens.shape[0]
+        if self.grid is None:
+            rows = self._rows(tokens)
+            return Positions(rows, sliced=count.static != rows)
+        cut = [segment for segment in layout_of(tokens) if segment.grid is not None]
+        if len(cut) != 1:
+            found = (
+                "these have no grid" if not cut else f"there are {len(cut)}: {', '.join(s.name for s in cut)}"
+            )
+            raise Mistake(
+                "E0433", f"`grid` needs tokens that were cut from one picture, but {found}", at="grid"
+            )
+        patches = _place(tokens, cut[0])
+        given = (patches.rows, patches.columns)
+        if given == self.grid:
+            return Positions(_known(tokens), sliced=False)
+        if self.resize == "none":
+            ours, theirs = (f"{rows} x {columns}" for rows, columns in (self.grid, given))
+            raise Mistake(
+                "E0432",
+                f"the table is for a grid of {ours}, but these tokens come from one of {theirs}",
+                "`resize = bicubic` fits the table to the tokens",
+                at="grid",
+                label=ours,
+            )
+        return Positions(_known(tokens), sliced=False, patches=(patches,), resized_from=self.grid)
+
+    def _sincos(self, tokens: TensorType, width: int) -> Positions:
+        cut = [segment for segment in layout_of(tokens) if segment.grid is not None]
+        parts = 4 if cut else 2
+        if width % parts:
+            nearest = [str(near) for near in (width // parts * parts, (width // parts + 1) * parts) if near]
+            raise Mistake(
+                "E0438",
+                f"`position(sincos)` needs a width that {parts} divides, half for sines and half for cosines"
+                f"{' of rows and of columns' if cut else ''}, but these tokens are {width} wide",
+                f"the nearest widths that would do: {', '.join(nearest)}",
+            )
+        if not cut:
+            rows = self._rows(tokens)
+            return Positions(rows, sliced=tokens.shape[0].static != rows)
+        if self.length is not None:
+            raise Mistake(
+                "E0305",
+                "`length` is for tokens without a grid: the grid says how many these are",
+                at="length",
+            )
+        return Positions(
+            _known(tokens), sliced=False, patches=tuple(_place(tokens, segment) for segment in cut)
+        )
+
+
+def _known(tokens: TensorType) -> int:
+    """The number of tokens beside and in a grid."""
+    count = tokens.shape[0].static
+    if count is None:
+        raise Mistake(
+            "E0901", f"positions on a grid beside tokens of unknown number ({tokens}) are not there yet"
+        )
+    return count
+
+
+def _place(tokens: TensorType, segment: Segment) -> Patches:
+    _known(tokens)
+    assert segment.grid is not None
+    return Patches(layout_of(tokens).start(segment.name).offset, segment.grid.rows, segment.grid.columns)

@@ -1,0 +1,1 @@
+"""Sparse coding of tokens in a learned dictionary."""

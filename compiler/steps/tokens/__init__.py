@@ -1,0 +1,1 @@
+"""Segments of the token axis: put before and after, taken by name, pooled."""

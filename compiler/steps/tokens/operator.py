@@ -1,0 +1,226 @@
+"""Steps on the token axis: learned tokens put before or after, segments taken by name, all tokens pooled."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from crate_dsl.compiler.operators import Mistake, NoInverse, Operator, Tokens, Typing, Weight, learned_slots
+from crate_dsl.compiler.steps.norm.operator import width_of
+from crate_dsl.compiler.types import Dim, Layout, Segment, TensorType
+from crate_dsl.language.diagnostics import did_you_mean
+
+#: A stretch of the token axis as Python and ONNX slice it: negative places count from the end, None is the end itself.
+Cut = tuple[int, int | None]
+
+
+def layout_of(tokens: TensorType) -> Layout:
+    """The layout of a token axis; where nothing was named, it is one segment called `tokens`."""
+    return tokens.layout if tokens.layout is not None else Layout((Segment("tokens", tokens.shape[0]),))
+
+
+# ------------------------------------------------------------------ learned tokens
+
+
+class Prepend(Operator):
+    """Puts a `learn` before the tokens, the same for every sample: float[N, dim] -> float[k + N, dim].
+
+    A `learn` of shape [dim] is one token, [k, dim] is k. They become a segment of the `learn`'s name.
+    """
+
+    word: ClassVar[str] = "prepend"
+    formula: ClassVar[str] = r"[C,\; Z]"
+    source: ClassVar[str] = "the class token: Dosovitskiy et al. 2021, arXiv 2010.11929, eq. 1"
+
+    tokens: Weight
+
+    def infer(self, *inputs: TensorType) -> Typing:
+        (tokens,) = inputs
+        added = _new_segment(self.word, self.tokens, tokens)
+        return _joined(self, tokens, added, (added, *layout_of(tokens)))
+
+    def inverse(self) -> Operator | NoInverse:
+        return Drop(tokens=Tokens(self.tokens.name))
+
+
+class Append(Operator):
+    """Puts a `learn` after the tokens, the same for every sample: float[N, dim] -> float[N + k, dim].
+
+    A `learn` of shape [dim] is one token, [k, dim] is k. They become a segment of the `learn`'s name.
+    """
+
+    word: ClassVar[str] = "append"
+    formula: ClassVar[str] = r"[Z,\; C]"
+    source: ClassVar[str] = (
+        "latent tokens: Yu et al. 2024, An Image is Worth 32 Tokens (TiTok), arXiv 2406.07550, eq. 1"
+    )
+
+    tokens: Weight
+
+    def infer(self, *inputs: TensorType) -> Typing:
+        (tokens,) = inputs
+        added = _new_segment(self.word, self.tokens, tokens)
+        return _joined(self, tokens, added, (*layout_of(tokens), added))
+
+    def inverse(self) -> Operator | NoInverse:
+        return Drop(tokens=Tokens(self.tokens.name))
+
+
+def _new_segment(step: str, learn: Weight, tokens: TensorType) -> Segment:
+    width = width_of(step, tokens)
+    shape = learn.type.shape
+    if learn.type.kind != "float" or learn.type.rank not in (1, 2) or shape[-1] != tokens.shape[1]:
+        raise Mistake(
+            "E0436",
+            f"`{step}` needs learned tokens as wide as {tokens}, but `{learn.name}` is {learn.type}",
+            f"`learn {learn.name} : float[{width}]` is one such token, `float[2, {width}]` are two",
+            at="tokens",
+            label=str(learn.type),
+        )
+    if learn.name in layout_of(tokens).names:
+        raise Mistake(
+            "E0431",
+            f"there are tokens called `{learn.name}` already",
+            f"the tokens here are {layout_of(tokens)}",
+            at="tokens",
+        )
+    return Segment(learn.name, shape[0] if learn.type.rank == 2 else Dim.of(1))
+
+
+def _joined(operator: Operator, tokens: TensorType, added: Segment, segments: tuple[Segment, ...]) -> Typing:
+    count, width = tokens.shape
+    return Typing(
+        (tokens.with_shape(count + added.length, width, layout=Layout(segments)),), learned_slots(operator)
+    )
+
+
+# ------------------------------------------------------------------ taken by name
+
+
+class Drop(Operator):
+    """Leaves out the tokens of one segment: float[N, dim] -> float[N - k, dim]."""
+
+    word: ClassVar[str] = "drop"
+    formula: ClassVar[str] = r"(z_i)_{i \notin S}"
+    source: ClassVar[str] = (
+        "the decoder's output without its class token: He et al. 2022 (MAE), arXiv 2111.06377"
+    )
+
+    tokens: Tokens
+
+    def infer(self, *inputs: TensorType) -> Typing:
+        (tokens,) = inputs
+        layout, segment, (start, stop) = _find(self.word, self.tokens, tokens)
+        rest = Layout(tuple(other for other in layout if other is not segment))
+        if not rest.segments:
+            raise Mistake(
+                "E0439", f"nothing is left without `{segment.name}`: there are no other tokens", at="tokens"
+            )
+        before: tuple[Cut, ...] = () if start == 0 else ((0, start),)
+        after: tuple[Cut, ...] = () if stop is None else ((stop, None),)
+        count, width = tokens.shape
+        left = tokens.with_shape(count - segment.length, width, layout=rest)
+        return Typing((left,), facts=before + after)
+
+    def inverse(self) -> Operator | NoInverse:
+        return NoInverse("the tokens that it leaves out are gone")
+
+
+class Keep(Operator):
+    """Takes the tokens of one segment: float[N, dim] -> float[k, dim]."""
+
+    word: ClassVar[str] = "keep"
+    formula: ClassVar[str] = r"(z_i)_{i \in S}"
+    source: ClassVar[str] = (
+        "the latent tokens kept by an encoder: Yu et al. 2024 (TiTok), arXiv 2406.07550, eq. 1"
+    )
+
+    tokens: Tokens
+
+    def infer(self, *inputs: TensorType) -> Typing:
+        (tokens,) = inputs
+        _, segment, cut = _find(self.word, self.tokens, tokens)
+        kept = tokens.with_shape(segment.length, tokens.shape[1], layout=Layout((segment,)))
+        return Typing((kept,), facts=(cut,))
+
+    def inverse(self) -> Operator | NoInverse:
+        return NoInverse("the tokens that it does not keep are gone")
+
+
+class Select(Operator):
+    """Takes the one token of a segment of length 1: float[N, dim] -> float[dim]."""
+
+    word: ClassVar[str] = "select"
+    formula: ClassVar[str] = r"z_i"
+    source: ClassVar[str] = "the class token read by a head: Dosovitskiy et al. 2021, arXiv 2010.11929, eq. 4"
+
+    tokens: Tokens
+
+    def infer(self, *inputs: TensorType) -> Typing:
+        (tokens,) = inputs
+        _, segment, (start, _) = _find(self.word, self.tokens, tokens)
+        if segment.length.static != 1:
+            raise Mistake(
+                "E0437",
+                f"`select` takes one token, but `{segment.name}` has {segment.length}",
+                f"`keep({segment.name})` takes them all, `keep({segment.name}) -> pool` their mean",
+                at="tokens",
+                label=f"{segment.length} tokens",
+            )
+        return Typing((tokens.with_shape(tokens.shape[1]),), facts=start)
+
+    def inverse(self) -> Operator | NoInverse:
+        return NoInverse("the tokens that it does not select are gone")
+
+
+def _find(step: str, wanted: Tokens, tokens: TensorType) -> tuple[Layout, Segment, Cut]:
+    """The layout, the segment of that name, and where it lies."""
+    width_of(step, tokens)
+    layout = layout_of(tokens)
+    if wanted.name not in layout.names:
+        near = did_you_mean(wanted.name, layout.names)
+        raise Mistake(
+            "E0430",
+            f"there are no tokens called `{wanted.name}` here, only {', '.join(layout.names)}",
+            *([f"did you mean `{near}`?"] if near else []),
+            at="tokens",
+        )
+    segment = layout.segment(wanted.name)
+    before = layout.start(segment.name)
+    after = tokens.shape[0] - before - segment.length
+    start = _place(step, before, after + segment.length)
+    assert start is not None, "a segment without tokens"
+    return layout, segment, (start, _place(step, before + segment.length, after))
+
+
+def _place(step: str, before: Dim, after: Dim) -> int | None:
+    """A place on the token axis: counted from the end where it lies behind a length that is known only at run time."""
+    if after.static == 0:
+        return None
+    if before.static is not None:
+        return before.static
+    if after.static is not None:
+        return -after.static
+    raise Mistake("E0901", f"`{step}` between segments of unknown length is not there yet", at="tokens")
+
+
+# ------------------------------------------------------------------ pooled
+
+
+class Pool(Operator):
+    """The mean, or the largest entry, over all tokens: float[N, dim] -> float[dim]."""
+
+    word: ClassVar[str] = "pool"
+    formula: ClassVar[str] = r"\tfrac{1}{N} \sum_i z_i \quad\text{or}\quad \max_i z_i"
+    source: ClassVar[str] = (
+        "average pooling over tokens: Zhai et al. 2022, Scaling Vision Transformers, arXiv 2106.04560"
+    )
+
+    by: Literal["mean", "max"] = "mean"
+
+    def infer(self, *inputs: TensorType) -> Typing:
+        (tokens,) = inputs
+        width_of(self.word, tokens)
+        return Typing((tokens.with_shape(tokens.shape[1]),), flops=tokens.elements)
+
+    def inverse(self) -> Operator | NoInverse:
+        return NoInverse("many tokens become one")

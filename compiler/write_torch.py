@@ -1,0 +1,305 @@
+"""The forward of a network as text: one class for each distinct scope, reading like the spec."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from crate_dsl.compiler.graph import Apply, Call, Entry, Loop, ModelGraph, Node, Scope, Value
+
+#: What a captured thing is: a value of an outer scope, or a `learn` or stage at the top of the model, by name.
+Capture = Value | str
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A class as text, and what its forward needs beyond its parameters."""
+
+    name: str
+    base: str
+    source: str
+    captures: tuple[Capture, ...]
+
+
+@dataclass(slots=True)
+class _Body:
+    """The statements of one forward while they are written."""
+
+    root: str
+    path: str
+    lines: list[str] = field(default_factory=list)
+    names: dict[Value, str] = field(default_factory=dict)
+    captures: dict[Capture, None] = field(default_factory=dict)
+    fixed: set[str] = field(default_factory=lambda: {"self", "layer", "batch", "frozen"})
+    last_use: dict[Value, int] = field(default_factory=dict)
+
+
+class TorchWriter:
+    """Writes the classes of one model; `classes` holds each scope's."""
+
+    def __init__(self, graph: ModelGraph) -> None:
+        self.graph = graph
+        self.classes: dict[str, Written] = {}
+        self._taken: dict[str, str] = {}
+
+    # -------------------------------------------------------------- scopes
+
+    def scope(self, path: str) -> Written:
+        """The class of a stage or layer, and those of the scopes inside it."""
+        if path not in self.classes:
+            scope = self.graph.scopes[path]
+            body = _Body("self", path)
+            self._parameters(body, scope.parameters, scope.names)
+            self._uses(body, scope.body, scope.results)
+            self._statements(body, scope.body)
+            result = self._name(body, scope.results[0])
+            captured = [self._capture_name(body, capture) for capture in body.captures]
+            arguments = ["self", *(f"{self._safe(n)}" for n in scope.names[: len(scope.parameters)]), *captured]
+            self.classes[path] = self._class(path, "Scope", arguments, [*body.lines, f"return {result}"], tuple(body.captures))
+        return self.classes[path]
+
+    def network(self) -> Written:
+        """The class of the network: what is exported."""
+        graph, scope = self.graph, self.graph.scopes[""]
+        body = _Body("self", "")
+        items = [item for item in scope.body if self._reaches(item, graph.exported)]
+        outputs = list(graph.outputs.items())
+        self._uses(body, items, [value for _, value in outputs])
+        entries = list(graph.export_inputs.values())
+        for entry in entries:
+            body.names[Value(entry.name)] = entry.name
+        drawn = [entry for entry in entries if entry.source is not None]
+        given = [entry for entry in entries if entry.source is None]
+        for entry in drawn:
+            body.lines += [f"if {entry.name} is None:", f"    {entry.name} = self.draw({self._draw_arguments(entry, given)})"]
+        for entry in entries:
+            body.lines.append(f'{entry.name} = self.accept("{entry.name}", {entry.name})  # {entry.type}')
+        self._statements(body, items)
+        if len(outputs) == 1:
+            body.lines.append(f"return {self._name(body, outputs[0][1])}")
+        else:
+            pairs = ", ".join(f'"{name}": {self._name(body, value)}' for name, value in outputs)
+            body.lines.append(f"return {{{pairs}}}")
+        arguments = ["self", *(e.name for e in given), *(f"{e.name}=None" for e in drawn)]
+        self.classes[""] = self._class("", "Network", arguments, body.lines, ())
+        return self.classes[""]
+
+    def objective(self) -> Written:
+        """The class of the objective: everything that it reads, the network's steps as `self.net.…`."""
+        graph = self.graph
+        assert graph.objective is not None
+        needed = graph.reached([graph.objective])
+        body = _Body("self.net", "")
+        outer = [item for item in graph.scopes[""].body if self._reaches(item, needed)]
+        inner = graph.scopes["objective"].body
+        self._uses(body, [*outer, *inner], [graph.objective])
+        entries = [e for e in (*graph.inputs.values(), *graph.targets.values()) if e.name in needed]
+        given = [entry for entry in entries if entry.source is None]
+        for entry in [*given, *(e for e in entries if e.source is not None)]:
+            body.names[Value(entry.name)] = entry.name
+            more = self._draw_arguments(entry, given).removeprefix(f'"{entry.name}"') if entry.source else ""
+            body.lines.append(f'{entry.name} = self.accept("{entry.name}", batch{more})  # {entry.type}')
+        self._statements(body, outer)
+        body.root, body.path = "self", "objective"
+        self._statements(body, inner)
+        body.lines.append(f"return {self._name(body, graph.objective)}")
+        return self._class("objective", "ObjectiveBase", ["self", "batch"], body.lines, ())
+
+    def _draw_arguments(self, entry: Entry, given: list[Entry]) -> str:
+        """The name of the drawn input, a given one (for batch and device), and the lengths that its type needs."""
+        lengths = {}
+        for dim in entry.type.shape:
+            for other in given:
+                for axis, size in enumerate(other.type.shape):
+                    if dim.symbol is not None and size.symbol == dim.symbol and size.scale == 1 and size.offset == 0:
+                        lengths[dim.symbol.name] = f"{dim.symbol.name}={other.name}.shape[{axis + 1}]"
+        return ", ".join([f'"{entry.name}"', *([given[0].name] if given else []), *lengths.values()])
+
+    # -------------------------------------------------------------- statements
+
+    def _reaches(self, item: Call | Apply | Loop, needed: frozenset[str]) -> bool:
+        match item:
+            case Call(node=node):
+                return node in needed
+            case Apply(results=results):
+                return any(value.node in needed for value in results)
+            case Loop(result=result):
+                return result.node in needed
+
+    def _uses(self, body: _Body, items: Iterable[Call | Apply | Loop], results: Iterable[Value]) -> None:
+        """Where each value is used last, so that names can be used again; and what a name must not hide."""
+        items = list(items)
+        for position, item in enumerate(items):
+            for value in self._reads(item):
+                body.last_use[value] = position
+        for value in results:
+            body.last_use[value] = len(items)
+
+    def _reads(self, item: Call | Apply | Loop) -> list[Value]:
+        match item:
+            case Call(node=name):
+                node = self.graph.node(name)
+                return [*node.inputs, *node.ports.values()]
+            case Apply(scope=path, arguments=arguments):
+                return [*arguments, *(c for c in self.scope(path).captures if isinstance(c, Value))]
+            case Loop(layers=layers, argument=argument):
+                return [argument, *(c for c in self.scope(layers[0]).captures if isinstance(c, Value))]
+
+    def _statements(self, body: _Body, items: Iterable[Call | Apply | Loop]) -> None:
+        start = len(body.lines)
+        for position, item in enumerate(items):
+            match item:
+                case Call(node=name):
+                    self._call(body, self.graph.node(name), position)
+                case Apply():
+                    self._apply(body, item, position)
+                case Loop():
+                    self._loop(body, item, position)
+        assert len(body.lines) >= start
+
+    def _call(self, body: _Body, node: Node, position: int) -> None:
+        weights = {name: self._weight(body, ref.slot) for name, ref in node.weights.items() if name not in node.slots}
+        ports = {name: self._name(body, value) for name, value in node.ports.items()}
+        operator = node.operator
+        if type(operator).kind == "expression":
+            text = operator.python(**ports, **weights)  # type: ignore[attr-defined]
+        else:
+            inputs = [self._name(body, value) for value in node.inputs]
+            keywords = [f"{name}={value}" for name, value in {**ports, **weights}.items()]
+            text = f"{self._module(body, node.path)}({', '.join([*inputs, *keywords])})"
+        values = [Value(node.name, index) for index in range(len(node.typing.outputs))]
+        hint = self._hint(body, node.path)
+        targets = ", ".join(self._assign(body, value, hint, position) for value in values)
+        body.lines.append(f"{targets} = {text}  # {node.typing.output}")
+
+    def _apply(self, body: _Body, item: Apply, position: int) -> None:
+        written = self.scope(item.scope)
+        arguments = [self._name(body, value) for value in item.arguments]
+        captured = [self._captured(body, capture) for capture in written.captures]
+        module = self._module(body, item.scope)
+        inside = [path for path in self.graph.slots if path.startswith(f"{item.scope}.")]
+        if item.frozen and not all(path in self.graph.frozen for path in inside):
+            text = f"frozen({', '.join([module, *arguments, *captured])})"
+        else:
+            text = f"{module}({', '.join([*arguments, *captured])})"
+        target = self._assign(body, item.results[0], self._hint(body, f"{item.owner}.step"), position)
+        body.lines.append(f"{target} = {text}  # {self.graph.type_of(item.results[0])}")
+
+    def _loop(self, body: _Body, item: Loop, position: int) -> None:
+        for layer in item.layers:
+            self.scope(layer)
+        written = self.scope(item.layers[0])
+        container = item.layers[0].rpartition(".")[0]
+        start = self._name(body, item.argument)
+        captured = [self._captured(body, capture) for capture in written.captures]
+        hint = self._hint(body, f"{container}.layer") if container != body.path else self._hint(body, "")
+        target = self._assign(body, item.result, hint, position)
+        if target != start:
+            body.lines.append(f"{target} = {start}")
+        body.lines.append(f"for layer in {self._module(body, container)}.layers:  # {len(item.layers)} layers")
+        body.lines.append(f"    {target} = layer({', '.join([target, *captured])})  # {self.graph.type_of(item.result)}")
+
+    # -------------------------------------------------------------- names
+
+    def _parameters(self, body: _Body, parameters: list[Value], names: list[str]) -> None:
+        for value, name in zip(parameters, names, strict=False):
+            body.names[value] = self._safe(name)
+
+    def _safe(self, name: str) -> str:
+        return f"{name}_" if name in ("self", "layer", "batch", "frozen") else name
+
+    def _hint(self, body: _Body, path: str) -> str:
+        """What to call an intermediate value: by the binding that it belongs to, or `z`."""
+        inside = path[len(body.path) + 1 :] if body.path else path
+        owner = inside.partition(".")[0] if "." in inside else ""
+        if body.path == "objective":
+            return "loss"
+        return owner if owner and not owner.isdigit() else "z"
+
+    def _assign(self, body: _Body, value: Value, hint: str, position: int) -> str:
+        """The name for a new value: its own in the spec, or the hint; never one that is still needed."""
+        wanted = self._safe(self.graph.names.get(value, hint))
+        live = {name for other, name in body.names.items() if body.last_use.get(other, -1) > position}
+        live |= {capture for capture in body.captures if isinstance(capture, str)} | body.fixed
+        name, count = wanted, 1
+        while name in live:
+            count += 1
+            name = f"{wanted}_{count}"
+        for other in [other for other, taken in body.names.items() if taken == name]:
+            del body.names[other]
+        body.names[value] = name
+        return name
+
+    def _name(self, body: _Body, value: Value) -> str:
+        """The local name of a value; one of an outer scope is captured."""
+        if value not in body.names:
+            body.captures[value] = None
+            body.names[value] = self._capture_name(body, value)
+        return body.names[value]
+
+    def _capture_name(self, body: _Body, capture: Capture) -> str:
+        if isinstance(capture, str):
+            return self._safe(capture)
+        return self._safe(self.graph.names.get(capture, f"value_{list(body.captures).index(capture) + 1}"))
+
+    def _captured(self, body: _Body, capture: Capture) -> str:
+        """What a callee captures, as this scope knows it."""
+        return self._name(body, capture) if isinstance(capture, Value) else self._top(body, capture)
+
+    def _top(self, body: _Body, name: str) -> str:
+        """A `learn` or stage at the top of the model."""
+        if body.path in ("", "objective"):
+            return f"{'self.net' if body.path == 'objective' else body.root}.{name}"
+        body.captures[name] = None
+        return self._safe(name)
+
+    def _module(self, body: _Body, path: str) -> str:
+        """The module at a path, seen from a scope."""
+        if path == body.path:
+            return body.root
+        prefix = f"{body.path}." if body.path else ""
+        if path.startswith(prefix):
+            return f"{body.root}.{path[len(prefix) :]}"
+        top, _, rest = path.partition(".")
+        return self._top(body, top) + (f".{rest}" if rest else "")
+
+    def _weight(self, body: _Body, slot: str) -> str:
+        return self._module(body, slot)
+
+    # -------------------------------------------------------------- classes
+
+    def _class(self, path: str, base: str, arguments: list[str], lines: list[str], captures: tuple[Capture, ...]) -> Written:
+        text = "\n".join([f"    def forward({', '.join(arguments)}):", *(f"        {line}" for line in lines)])
+        name = self._class_name(path, text)
+        docstring = {"Network": f"`{self.graph.model}`", "ObjectiveBase": f"The objective of `{self.graph.model}`"}
+        where = docstring.get(base, f"`{path}`" if not path.rpartition(".")[2].isdigit() else f"A layer of `{path.rpartition('.')[0]}`")
+        key = f"{base} {text}"
+        if key in self._taken:
+            name, source = self._taken[key].split("\n", 1)
+        else:
+            source = f'class {name}({base}):\n    """{where}."""\n\n{text}\n'
+            self._taken[key] = f"{name}\n{source}"
+        return Written(name, base, source, captures)
+
+    def _class_name(self, path: str, text: str) -> str:
+        parts = [self.graph.model] if not path else ["objective", self.graph.model] if path == "objective" else path.split(".")
+        parts = ["layer" if part.isdigit() else part for part in parts]
+        words = [word for part in parts for word in part.split("_")]
+        wanted = "".join(word[:1].upper() + word[1:] for word in words)
+        used = {taken.split("\n", 1)[0] for taken in self._taken.values()}
+        name, count = wanted, 1
+        while name in used:
+            count += 1
+            name = f"{wanted}{count}"
+        return name
+
+
+def torch_source(graph: ModelGraph) -> str:
+    """The network as torch code: every distinct class once, the network last."""
+    writer = TorchWriter(graph)
+    network = writer.network()
+    found: dict[str, str] = defaultdict(str)
+    for written in [*(w for path, w in writer.classes.items() if path), network]:
+        found.setdefault(written.name, written.source)
+    return "\n\n".join(found.values())

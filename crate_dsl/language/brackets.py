@@ -1,0 +1,174 @@
+"""Brackets that do not match: which one is missing or too many, told by the statements around it and by indentation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from crate_dsl.language import slips
+from crate_dsl.language.diagnostics import Diagnostic
+from crate_dsl.language.slips import ITEMS, MODEL_STATEMENTS, starts_statement
+from crate_dsl.language.source import Source
+from crate_dsl.language.tokens import CLOSERS, Token
+
+
+@dataclass
+class Balanced:
+    """Tokens whose brackets match, and what was changed to make them so."""
+
+    tokens: list[Token]
+    diagnostics: list[Diagnostic] = field(default_factory=list)
+    mended: set[int] = field(default_factory=set)
+
+
+def balance(source: Source, tokens: list[Token]) -> Balanced:
+    """Add the closers that are missing and leave out those that are too many."""
+    if _match(tokens):
+        return Balanced(tokens)
+    # Hints find the place of a slip; where the text is not indented they find more than there is.
+    hinted, plain = (_Balancer(source, tokens, hints).run() for hints in (True, False))
+    return hinted if len(hinted.diagnostics) <= len(plain.diagnostics) else plain
+
+
+def deepest(tokens: list[Token]) -> tuple[int, Token | None]:
+    """How deep brackets nest, and the bracket that is the deepest."""
+    depth, most, where = 0, 0, None
+    for token in tokens:
+        if token.type in CLOSERS:
+            depth += 1
+            if depth > most:
+                most, where = depth, token
+        elif token.type in CLOSERS.values():
+            depth = max(0, depth - 1)
+    return most, where
+
+
+def _match(tokens: list[Token]) -> bool:
+    expected: list[str] = []
+    for token in tokens:
+        if token.type in CLOSERS:
+            expected.append(CLOSERS[token.type])
+        elif token.type in CLOSERS.values() and (not expected or expected.pop() != token.type):
+            return False
+    return not expected
+
+
+@dataclass(frozen=True)
+class _Open:
+    token: Token
+    indent: int  # of the line on which the bracket was opened
+
+    @property
+    def closer(self) -> str:
+        return CLOSERS[self.token.type]
+
+
+class _Balancer:
+    def __init__(self, source: Source, tokens: list[Token], hints: bool) -> None:
+        self.source = source
+        self.given = tokens
+        self.hints = hints
+        self.indent = 0  # of the current line
+        self.open: list[_Open] = []
+        self.found = Balanced([])
+
+    def run(self) -> Balanced:
+        for index, token in enumerate(self.given):
+            if token.first:
+                self.indent = self.source.position(token.start)[1] - 1
+                if self.hints:
+                    self.close_before(index)
+            if token.type in CLOSERS:
+                self.open.append(_Open(token, self.indent))
+            elif token.type in CLOSERS.values():
+                if not self.closes(index):
+                    continue
+            self.found.tokens.append(token)
+        while self.open:
+            self.add_closer()
+        return self.found
+
+    # -------------------------------------------------------------- what is missing
+
+    def close_before(self, index: int) -> None:
+        """Close what cannot be open any more where this line starts."""
+        while self.open and self.must_be_closed(self.open[-1], index):
+            self.add_closer()
+
+    def must_be_closed(self, top: _Open, index: int) -> bool:
+        token = self.given[index]
+        if token.type in ITEMS:
+            return True
+        starts = starts_statement(self.given, index)
+        if top.token.type != "{":
+            # A named argument on a line of its own looks like a binding, but comes after a comma.
+            named = token.type == "NAME" and self.given[index - 1].type in (",", "(", "[")
+            return starts and (not named or self.indent <= top.indent and self.given[index - 1].type == ",")
+        if token.type in MODEL_STATEMENTS and starts and len(self.open) > 1:
+            return True
+        if token.type == "}":
+            return self.indent < top.indent and any(other.indent <= self.indent for other in self.open[:-1])
+        return self.indent <= top.indent and (token.type not in CLOSERS.values())
+
+    def add_closer(self) -> None:
+        """Close the innermost bracket after the last token."""
+        top = self.open.pop()
+        last = self.found.tokens[-1]
+        self.found.tokens.append(Token(top.closer, top.closer, last.end, last.end))
+        self.found.diagnostics.append(slips.missing_closer(self.source, top.token, top.closer, last))
+        self.mend(top.token.start)
+
+    def mend(self, offset: int) -> None:
+        if self.open:  # the bracket of a whole model leaves its statements sound
+            self.found.mended.add(offset)
+
+    # -------------------------------------------------------------- what is too many
+
+    def closes(self, index: int) -> bool:
+        """Close what this closer closes. False where it closes nothing and is left out."""
+        token = self.given[index]
+        if self.hints and not self.open and token.type == "}" and self.add_opener():
+            return True
+        if not any(top.closer == token.type for top in self.open):
+            return self.stray(index)
+        while self.open[-1].closer != token.type:
+            self.add_closer()
+        if self.hints and len(self.open) == 1 and token.type == "}" and not self.may_end_item(index):
+            return self.stray(index)
+        self.open.pop()
+        return True
+
+    def add_opener(self) -> bool:
+        """Give the last model or block the `{` that it lacks; False where it has one."""
+        tokens = self.found.tokens
+        head = next((i for i in reversed(range(len(tokens))) if tokens[i].type in ("model", "block")), None)
+        if head is None:
+            return False
+        index = head + 2
+        if index < len(tokens) and tokens[index].type == "(":
+            index = next((i for i in range(index, len(tokens)) if tokens[i].type == ")"), len(tokens)) + 1
+        if index >= len(tokens) or tokens[index].type == "{":
+            return False
+        last = tokens[index - 1]
+        tokens.insert(index, Token("{", "{", last.end, last.end))
+        self.found.diagnostics.append(slips.missing_brace(self.source, tokens[head], last))
+        return True
+
+    def may_end_item(self, index: int) -> bool:
+        """Whether what follows a `}` may follow a whole model."""
+        after = self.given[index + 1] if index + 1 < len(self.given) else None
+        return after is None or after.type in ITEMS
+
+    def stray(self, index: int) -> bool:
+        """A closer that closes nothing: the wrong one for the innermost bracket, or one too many."""
+        token = self.given[index]
+        top = self.open[-1] if self.open else None
+        if top and top.token.type != "{" and token.type != "}":
+            self.found.diagnostics.append(slips.wrong_closer(self.source, top.token, top.closer, token))
+            self.found.tokens.append(Token(top.closer, token.text, token.start, token.end, token.first))
+            self.open.pop()
+            self.found.mended.add(token.start)
+        else:
+            self.found.diagnostics.append(slips.stray_closer(self.source, token))
+            if self.open and not token.first and self.found.tokens:
+                self.found.mended.add(self.found.tokens[-1].start)
+        return False

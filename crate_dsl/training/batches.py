@@ -1,0 +1,121 @@
+"""Images on their way into a network: the whole part in memory, scaled batch by batch.
+
+Axes: n images of a part, b of a batch, c channels, h rows, w columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from crate_dsl.compiler.graph import ModelGraph
+from crate_dsl.training.data import Part, Scaling
+from crate_dsl.training.feed import Feed
+
+#: Images in a batch where nothing is trained.
+MEASURING_BATCH = 500
+#: Declared draws of a measurement come from this seed, so that epochs can be compared.
+MEASURING_SEED = 0
+
+
+def stream(seed: int, epoch: int, use: int) -> int:
+    """The seed of one independent stream of random numbers; a run's streams are those of its epochs and uses."""
+    return int(np.random.SeedSequence((seed, epoch, use)).generate_state(1, np.uint64)[0])
+
+
+class Held:
+    """A part as tensors on a device."""
+
+    def __init__(self, part: Part, scaling: Scaling, feed: Feed, device: torch.device) -> None:
+        self.feed = feed
+        self.images_nchw = torch.from_numpy(part.images_nchw).to(device)
+        self.labels_n = None if part.labels_n is None else torch.from_numpy(part.labels_n).to(device)
+        # (pixel / 255 - mean) / std as one multiplication and one addition.
+        mean_c11, std_c11 = (
+            torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (scaling.mean, scaling.std)
+        )
+        white = 255.0 if self.images_nchw.dtype == torch.uint8 else 1.0
+        self._factor_c11 = (1 / (white * std_c11)).float().to(device)
+        self._offset_c11 = (-mean_c11 / std_c11).float().to(device)
+
+    def __len__(self) -> int:
+        return len(self.images_nchw)
+
+    def batch(self, chosen_b: Tensor | slice) -> dict[str, Tensor]:
+        """Scaled images and their labels, by the names of the spec's inputs and targets."""
+        image_bchw = torch.addcmul(self._offset_c11, self.images_nchw[chosen_b].float(), self._factor_c11)
+        found = {self.feed.image: image_bchw}
+        for name in self.feed.labels:
+            assert self.labels_n is not None  # check_fits saw to it
+            found[name] = self.labels_n[chosen_b]
+        return found
+
+
+class Batches:
+    """The batches of an epoch, shuffled anew in each by (seed, epoch) alone.
+
+    What does not fill a batch is left out, someone else in each epoch; a part smaller than a batch is one batch.
+    """
+
+    def __init__(self, held: Held, size: int, seed: int) -> None:
+        self.held = held
+        self.size = min(size, len(held))
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.held) // self.size
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        lots = torch.Generator().manual_seed(stream(self.seed, self.epoch, 0))
+        order_n = torch.randperm(len(self.held), generator=lots).to(self.held.images_nchw.device)
+        for chosen_b in order_n[: len(self) * self.size].split(self.size):
+            yield self.held.batch(chosen_b)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How a network does on a part. `predictions_n` are the classes with the largest score, where there are classes."""
+
+    images: int
+    loss: float | None
+    accuracy: float | None
+    predictions_n: np.ndarray[Any, np.dtype[np.int64]] | None
+
+
+def measure(graph: ModelGraph, net: nn.Module, objective: nn.Module | None, held: Held) -> Scores:
+    """Mean loss and accuracy over a part, in float32, with everything random switched off or drawn from one seed."""
+    was_training = net.training
+    losses: list[tuple[float, int]] = []
+    predictions: list[Tensor] = []
+    for module in filter(None, (net, objective)):
+        module.eval()
+    device = held.images_nchw.device
+    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(MEASURING_SEED)
+        for start in range(0, len(held), MEASURING_BATCH):
+            batch = held.batch(slice(start, start + MEASURING_BATCH))
+            if objective is not None:
+                losses.append((float(objective(batch)), len(batch[held.feed.image])))
+            if held.feed.scores is not None:
+                predictions.append(_scores(graph, net, batch, held.feed.scores).argmax(dim=-1))
+    for module in filter(None, (net, objective)):
+        module.train(was_training)
+    chosen_n = torch.cat(predictions) if predictions else None
+    accuracy = None
+    if chosen_n is not None and held.labels_n is not None:
+        accuracy = float((chosen_n == held.labels_n).double().mean())
+    loss = sum(loss * count for loss, count in losses) / len(held) if losses else None
+    return Scores(len(held), loss, accuracy, None if chosen_n is None else chosen_n.cpu().numpy())
+
+
+def _scores(graph: ModelGraph, net: nn.Module, batch: Mapping[str, Tensor], output: str) -> Tensor:
+    """The output that scores the classes, (B, classes)."""
+    result = net(**{name: batch[name] for name in graph.export_inputs if name in batch})
+    scores_bk: Tensor = result[output] if isinstance(result, Mapping) else result
+    return scores_bk

@@ -1,0 +1,176 @@
+"""A run's folder: what was trained, and everything that is needed to go on with it, export it or count its mistakes.
+
+================== =============================================================================================
+spec/              the texts as they were when the run began
+run.json           what was asked for: settings, recipe, data, seed; and the scaling of pixels, the classes' names
+metrics.csv        a row for each epoch
+model.safetensors  the weights of the best epoch by validation (the last one, where nothing was held back)
+last.safetensors   everything that the next epoch needs: weights, optimiser, schedule, counters
+test.json          how the kept weights do on the test images; it is there when the run is over
+================== =============================================================================================
+
+Every file is there whole or not at all, and none needs unpickling.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+import crate_dsl
+from crate_dsl.compiler.graph import ModelGraph
+from crate_dsl.language.diagnostics import UserError
+from crate_dsl.training.batches import Held, Scores, measure
+from crate_dsl.training.data import Data
+from crate_dsl.training.feed import check_fits
+from crate_dsl.training.files import written_aside
+from crate_dsl.training.manifest import Manifest
+from crate_dsl.training.sources import open_data
+
+if TYPE_CHECKING:
+    from crate_dsl.compiler.prove import Proof
+
+#: The files of a run.
+MANIFEST, METRICS, WEIGHTS, LAST, TEST = (
+    "run.json",
+    "metrics.csv",
+    "model.safetensors",
+    "last.safetensors",
+    "test.json",
+)
+#: Names shown of weights that do not fit; the rest is only counted.
+SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that lies in a folder."""
+
+    folder: Path
+    manifest: Manifest
+
+    def graph(self) -> ModelGraph:
+        """The network's graph, from the texts in the folder. Raises `SpecError` where they were tampered with."""
+        return crate_dsl.load(str(self.folder / self.manifest.target), set=self.manifest.overrides())
+
+    def net(self) -> nn.Module:
+        """The trained network, on the CPU and in evaluation mode.
+
+        Raises:
+            UserError: there are no weights yet, or they are damaged or another network's.
+        """
+        net = crate_dsl.build(self.graph(), seed=self.manifest.seed)
+        load_weights(net, self.folder / WEIGHTS)
+        return net.eval()
+
+    def data(self) -> Data:
+        """The images that it was trained on, read again."""
+        data = open_data(self.manifest.data)
+        return data if self.manifest.limit is None else data.limited(self.manifest.limit)
+
+    def test(self) -> dict[str, Any] | None:
+        """What `test.json` says: images, accuracy, loss, epoch; None before the run is over."""
+        path = self.folder / TEST
+        if not path.is_file():
+            return None
+        try:
+            scores = json.loads(path.read_text("utf-8"))
+        except ValueError as problem:
+            raise UserError(f"{path} is damaged: {problem}") from problem
+        if not isinstance(scores, dict):
+            raise UserError(f"{path} is damaged: it holds no scores")
+        return scores
+
+    def metadata(self) -> dict[str, str]:
+        """What an exported file must say of the pixels and the classes, by the keys of its metadata."""
+        entries: dict[str, Any] = {"crate_dsl.scaling": self.manifest.scaling.model_dump(mode="json")}
+        if self.manifest.classes:
+            entries["crate_dsl.classes"] = list(self.manifest.classes)
+        return {key: json.dumps(value, ensure_ascii=False) for key, value in entries.items()}
+
+
+def open_run(folder: str | Path) -> Run:
+    """Read a run's folder.
+
+    Raises:
+        UserError: it holds no run, or its `run.json` is damaged.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(
+            f"there is no run at {folder}", "crate-dsl train TARGET --data … --out " + str(folder)
+        )
+    return Run(folder, Manifest.read(folder / MANIFEST))
+
+
+def export_run(folder: str | Path, path: str | Path) -> Proof:
+    """Export a run's network, proved, with the scaling of its pixels and the names of its classes.
+
+    Raises:
+        UserError: there is no run, or its weights are damaged.
+    """
+    run = open_run(folder)
+    net = run.net()
+    return crate_dsl.export(net.graph, net, path, metadata=run.metadata())
+
+
+def evaluate(run: Run, data: Data | None = None, *, device: str = "cpu") -> Scores:
+    """How a run's network does on the test images: those of its own data, or others.
+
+    Raises:
+        UserError: the images do not fit the network, or the weights are damaged.
+    """
+    graph, data = run.graph(), data or run.data()
+    feed = check_fits(graph, data)
+    net = run.net().to(device)
+    objective = crate_dsl.Objective(net) if graph.objective is not None else None
+    held = Held(data.test, run.manifest.scaling.scaling, feed, torch.device(device))
+    return measure(graph, net, objective, held)
+
+
+# ------------------------------------------------------------------ weights
+
+
+def save_weights(net: nn.Module, path: Path) -> None:
+    """Write a network's weights by their spec paths, whole or not at all."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    with written_aside(path) as aside:
+        save_file(weights, aside, metadata={"format": "pt"})
+
+
+def load_weights(net: nn.Module, path: Path) -> None:
+    """Give a network the weights of a file: all of them, and nothing else.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or its names and shapes are not the network's: each is named.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is not there: no epoch was completed", "crate-dsl train … --resume")
+    expected = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    try:
+        with safe_open(path, "pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            wrong = [f"`{name}` is missing" for name in expected if name not in found]
+            wrong += [f"`{name}` is not known" for name in found if name not in expected]
+            wrong += [
+                f"`{name}` is {list(found[name])}, but must be {list(shape)}"
+                for name, shape in expected.items()
+                if name in found and found[name] != shape
+            ]
+            if wrong:
+                more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+                raise UserError(f"{path} does not fit the network: {'; '.join(wrong[:SHOWN])}{more}")
+            weights = {name: file.get_tensor(name) for name in found}
+    except (SafetensorError, OSError) as problem:
+        raise UserError(f"{path} is cut off or damaged: {problem}") from problem
+    broken = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+    if broken:
+        raise UserError(f"{path} holds NaN or infinity in `{'`, `'.join(broken[:SHOWN])}`")
+    net.load_state_dict(weights)

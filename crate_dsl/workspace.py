@@ -1,0 +1,246 @@
+"""A file and its imports, read and checked: the one analysis that the command line, editors and Python share.
+
+Imports no torch, onnx or numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crate_dsl.compiler.elaborate import elaborate
+from crate_dsl.compiler.graph import ModelGraph
+from crate_dsl.compiler.meanings import BlockMeaning, Namespace
+from crate_dsl.compiler.steps import operators
+from crate_dsl.language import syntax
+from crate_dsl.language.diagnostics import Diagnostic, Label, Report, SpecError, did_you_mean
+from crate_dsl.language.parser import parse
+from crate_dsl.language.reading import read_source
+from crate_dsl.language.source import Source
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """`file.crate:model@variant`: what a command works on."""
+
+    path: str
+    model: str | None = None
+    variant: str | None = None
+
+    @staticmethod
+    def of(text: str) -> Target:
+        """Read a target as it is written on a command line.
+
+        >>> Target.of("specs/crate.crate@tiny")
+        Target(path='specs/crate.crate', model=None, variant='tiny')
+        """
+        path, at, variant = text.rpartition("@")
+        if not at or "/" in variant or variant.endswith(".crate"):
+            path, variant = text, ""
+        stem, colon, model = path.rpartition(":")
+        if not colon or not stem.endswith(".crate"):
+            stem, model = path, ""
+        return Target(stem, model or None, variant or None)
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A root file, read: its tree, the blocks that it sees, every text that it consists of."""
+
+    source: Source
+    tree: syntax.File
+    blocks: Namespace
+    sources: tuple[Source, ...]
+
+    def model(self, name: str | None, report: Report) -> syntax.Model | None:
+        """The model of that name; the only one, where none is named."""
+        models = {model.name.text: model for model in self.tree.models}
+        if name is not None and name not in models:
+            near = did_you_mean(name, models)
+            message = f"{self.source.name} has no model `{name}`"
+            known = f"its models are {', '.join(models)}" if models else "it has no model"
+            report.add(Diagnostic(code="E0214", message=message, help=(f"did you mean `{near}`?" if near else known,)))
+            return None
+        if name is None and len(models) != 1:
+            message = f"{self.source.name} has {len(models) or 'no'} models" if models else f"{self.source.name} has no model"
+            help = tuple([f"name one: {self.source.name}:{next(iter(models))}"] if models else [])
+            report.add(Diagnostic(code="E0215", message=message, help=help))
+            return None
+        return models[name] if name is not None else next(iter(models.values()))
+
+
+def read_program(source: Source, report: Report, texts: Mapping[str, str] | None = None) -> Program:
+    """Parse a file and what it imports; every mistake goes to `report`.
+
+    `texts` stands in for the file system where a run or an ONNX file carries its spec: file name -> text.
+    """
+    return _Reader(source, report, texts).program()
+
+
+class _Reader:
+    def __init__(self, root: Source, report: Report, texts: Mapping[str, str] | None) -> None:
+        self.root, self.report, self.texts = root, report, texts
+        self.folder = Path(root.name).resolve().parent
+        self.sources: list[Source] = [root]
+        self._read: dict[str, tuple[syntax.File, Namespace] | None] = {}
+
+    def program(self) -> Program:
+        tree, blocks = self._file(self.root, Path(self.root.name).resolve(), ())
+        return Program(self.root, tree, blocks, tuple(self.sources))
+
+    def _file(self, source: Source, path: Path, chain: tuple[Path, ...]) -> tuple[syntax.File, Namespace]:
+        parsed = parse(source)
+        self.report.extend(parsed.diagnostics)
+        names = Namespace()
+        for item in parsed.tree.items:
+            if isinstance(item, syntax.Import):
+                self._import(item, path, (*chain, path), names)
+            elif isinstance(item, syntax.Block):
+                self._define(item, names, names)
+        models: dict[str, syntax.Model] = {}
+        for model in parsed.tree.models:
+            if model.name.text in models or model.name.text in names.own:
+                self._error("E0203", model.name, f"`{model.name}` is defined twice")
+            models[model.name.text] = model
+        return parsed.tree, names
+
+    def _define(self, block: syntax.Block, home: Namespace, names: Namespace) -> None:
+        name = block.name.text
+        if name in names.own:
+            first = names.own[name].span
+            also = (Label(span=first, text="first here"),) if first else ()
+            self._error("E0203", block.name, f"`{name}` is defined twice", also)
+            return
+        if name in operators() or name in ("repeat", "residual", "copy", "frozen", "transpose"):
+            self._error("E0204", block.name, f"`{name}` is a step of the language, and cannot be a name")
+        names.define(name, "block", BlockMeaning(block, home), block.name.span)
+
+    def _import(self, item: syntax.Import, importer: Path, chain: tuple[Path, ...], names: Namespace) -> None:
+        path = (importer.parent / item.path.value).resolve()
+        if not path.is_relative_to(self.folder):
+            self._error("E0518", item.path, f"an import stays inside the root spec's folder, and `{item.path.value}` leaves it")
+            return
+        if path in chain:
+            self._error("E0519", item.path, f"`{item.path.value}` imports its importer: a circle")
+            return
+        key = path.relative_to(self.folder).as_posix()
+        if key not in self._read:
+            self._read[key] = None
+            source = self._source(item, path, key)
+            if source is not None:
+                self.sources.append(source)
+                self._read[key] = self._file(source, path, chain)
+        read = self._read[key]
+        if read is None:
+            return
+        tree, home = read
+        for block in tree.blocks:
+            self._define(block, home, names)
+
+    def _source(self, item: syntax.Import, path: Path, key: str) -> Source | None:
+        if self.texts is not None:
+            if key in self.texts:
+                return Source(key, self.texts[key])
+            self._error("E0520", item.path, f"`{item.path.value}` is not among the texts that came along")
+            return None
+        try:
+            return read_source(str(Path(self.root.name).parent / key))
+        except SpecError as problem:
+            self._error("E0520", item.path, f"cannot import `{item.path.value}`: {problem.diagnostics[0].message}")
+            return None
+
+    def _error(self, code: str, node: syntax.Node, message: str, also: tuple[Label, ...] = ()) -> None:
+        self.report.add(Diagnostic(code=code, message=message, where=Label(span=node.span), also=also))
+
+
+# ------------------------------------------------------------------ what tools ask
+
+
+def load(target: str, set: Mapping[str, Any] | None = None, *, strict: bool = False) -> ModelGraph:
+    """The checked graph of a spec.
+
+    Args:
+        target: `file.crate`, `file.crate@variant`, or `file.crate:model@variant`.
+        set: parameter values that override the variant's, as numbers, booleans, words or lists.
+        strict: warnings are errors.
+
+    Raises:
+        SpecError: with every diagnostic.
+
+    >>> load("specs/crate.crate@tiny").parameters
+    6090856
+    """
+    wanted = Target.of(target)
+    return load_source(read_source(wanted.path), wanted, set, strict=strict)
+
+
+def load_source(
+    source: Source,
+    wanted: Target,
+    set: Mapping[str, Any] | None = None,
+    *,
+    texts: Mapping[str, str] | None = None,
+    strict: bool = False,
+) -> ModelGraph:
+    """`load` for a text that is at hand already."""
+    report = Report()
+    program = read_program(source, report, texts)
+    report.raise_errors()
+    model = program.model(wanted.model, report)
+    report.raise_errors()
+    assert model is not None
+    graph = elaborate(
+        model, program.blocks, variant=wanted.variant, overrides=set, sources=program.sources, report=report
+    )
+    report.raise_errors()
+    assert graph is not None
+    if strict and report.warnings:
+        raise SpecError(report.warnings)
+    return graph
+
+
+def check(target: str, set: Mapping[str, Any] | None = None) -> tuple[list[Diagnostic], list[ModelGraph]]:
+    """Every diagnostic of a target: all models and variants of the file where none is named; and the sound graphs.
+
+    Raises:
+        SpecError: where there is no text to check.
+    """
+    wanted = Target.of(target)
+    return check_source(read_source(wanted.path), wanted, set)
+
+
+def check_source(
+    source: Source, wanted: Target, set: Mapping[str, Any] | None = None
+) -> tuple[list[Diagnostic], list[ModelGraph]]:
+    """`check` for a text that is at hand already."""
+    report = Report()
+    program = read_program(source, report)
+    graphs: list[ModelGraph] = []
+    if wanted.model is not None or wanted.variant is not None or set:
+        model = program.model(wanted.model, report)
+        runs = [(model, wanted.variant)] if model is not None else []
+    else:
+        runs = [(model, variant) for model in program.tree.models for variant in _variants(model)]
+        if not program.tree.models and not program.tree.blocks and not report.errors:
+            report.add(Diagnostic(code="E0215", message=f"{source.name} has no model and no block"))
+    for model, variant in runs:
+        own = Report()
+        graph = elaborate(model, program.blocks, variant=variant, overrides=set, sources=program.sources, report=own)
+        report.extend(own)
+        if graph is not None:
+            graphs.append(graph)
+    return list(report), graphs
+
+
+def _variants(model: syntax.Model) -> Iterator[str | None]:
+    """The model as it stands, then each of its variants."""
+    yield None
+    for name in dict.fromkeys(s.name.text for s in model.statements if isinstance(s, syntax.Variant)):
+        yield name
+
+
+def check_text(name: str, text: str) -> list[Diagnostic]:
+    """Every diagnostic of a text."""
+    return check_source(Source(name, text), Target(name))[0]
