@@ -87,7 +87,7 @@ class Expressions:
                 )
             case syntax.Learn():
                 return self.error(
-                    "E0310",
+                    "E0334",
                     written.span,
                     "`learn(…)` is an argument of a step, which then owns the number",
                     "write a statement, `learn s : float = 1.0`, and use `s` here",

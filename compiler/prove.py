@@ -43,6 +43,8 @@ PLAN: tuple[tuple[Literal["given", "perturbed"], int, float], ...] = (
     ("perturbed", 5, 1.0),
 )
 
+#: What a row says beside its case.
+MEASURED = ("output", "error", "largest", "tolerance")
 #: The share of a drawn boolean input that is true.
 TRUE_SHARE = 0.75
 
@@ -94,37 +96,34 @@ class Proof:
             "absolute_tolerance": ABSOLUTE_TOLERANCE,
             "torch": torch.__version__,
             "onnxruntime": onnxruntime.__version__,
-            "rows": [
-                asdict(row.case) | {"output": row.output, "error": row.error}
-                | {"largest": row.largest, "tolerance": row.tolerance}
-                for row in self.rows
-            ],
-        }  # fmt: skip
+            "rows": [asdict(row.case) | {key: getattr(row, key) for key in MEASURED} for row in self.rows],
+        }
 
     def table(self) -> Table:
         """The table for a terminal of 80 columns."""
+        from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
-        table = Table("weights", title="onnxruntime against torch")
-        table.add_column("batch", justify="right")
-        if any(row.case.lengths for row in self.rows):
-            table.add_column("lengths")
-        table.add_column("inputs", justify="right")
+        with_lengths = any(row.case.lengths for row in self.rows)
+        table = Table(box=SIMPLE_HEAD, title="onnxruntime against torch", title_justify="left", pad_edge=False)
+        table.add_column("weights", no_wrap=True)
+        table.add_column("batch", justify="right", no_wrap=True)
+        if with_lengths:
+            table.add_column("lengths", overflow="fold")
+        table.add_column("inputs", justify="right", no_wrap=True)
         table.add_column("output", overflow="fold")
         for head in ("largest", "error", "allowed"):
             table.add_column(head, justify="right", no_wrap=True)
-        table.add_column("")
+        table.add_column("", no_wrap=True)
         for row in self.rows:
-            lengths = [" ".join(f"{name}={size}" for name, size in row.case.lengths.items())]
+            lengths = ", ".join(f"{name} = {size}" for name, size in row.case.lengths.items())
             table.add_row(
                 row.case.weights,
                 str(row.case.batch),
-                *(lengths if any(r.case.lengths for r in self.rows) else []),
+                *([lengths] if with_lengths else []),
                 f"× {row.case.scale:g}",
                 row.output,
-                f"{row.largest:.1e}",
-                f"{row.error:.1e}",
-                f"{row.tolerance:.1e}",
+                *(f"{number:.1e}" for number in (row.largest, row.error, row.tolerance)),
                 "ok" if row.passed else "FAIL",
                 style=None if row.passed else "bold red",
             )

@@ -8,7 +8,7 @@ from crate_dsl.language import slips
 from crate_dsl.language.diagnostics import Diagnostic
 from crate_dsl.language.slips import ITEMS, MODEL_STATEMENTS, starts_statement
 from crate_dsl.language.source import Source
-from crate_dsl.language.tokens import CLOSERS, Token
+from crate_dsl.language.tokens import CLOSERS, MOST_MISTAKES, Token
 
 
 @dataclass
@@ -73,11 +73,15 @@ class _Balancer:
 
     def run(self) -> Balanced:
         for index, token in enumerate(self.given):
+            if len(self.found.diagnostics) > MOST_MISTAKES:
+                break
             if token.first:
                 self.indent = self.source.position(token.start)[1] - 1
                 if self.hints:
                     self.close_before(index)
             if token.type in CLOSERS:
+                if self.hints and self.begins_body(index):
+                    self.add_closer()
                 self.open.append(_Open(token, self.indent))
             elif token.type in CLOSERS.values():
                 if not self.closes(index):
@@ -108,6 +112,14 @@ class _Balancer:
         if token.type == "}":
             return self.indent < top.indent and any(other.indent <= self.indent for other in self.open[:-1])
         return self.indent <= top.indent and (token.type not in CLOSERS.values())
+
+    def begins_body(self, index: int) -> bool:
+        """Whether a `{` at the end of a line begins a body although a parenthesis of that line is open."""
+        if self.given[index].type != "{" or not self.open or self.open[-1].token.type != "(":
+            return False
+        ends_line = index + 1 < len(self.given) and self.given[index + 1].first
+        opened = self.source.position(self.open[-1].token.start)[0]
+        return ends_line and opened == self.source.position(self.given[index].start)[0]
 
     def add_closer(self) -> None:
         """Close the innermost bracket after the last token."""

@@ -74,6 +74,7 @@ class Builder:
         self.source = source
         self.mended = set(mended)
         self.skipped = skipped or {}
+        self.refused: dict[int, Diagnostic] = {}
         self.diagnostics: list[Diagnostic] = []
 
     def build(self, tables: Tables, tokens: list[Token]) -> File | None:
@@ -113,16 +114,19 @@ class Builder:
         start = first.start if isinstance(first, Token) else first.span.start
         end = last.end if isinstance(last, Token) else last.span.end
         node: Node = MAKERS[rule](self, Span(self.source, start, end), parts)
-        if isinstance(node, Statement | Import | Block | Model) and self.mended:
+        if isinstance(node, Statement | Import | Block | Model) and (self.mended or self.refused):
             return self._broken(node)
         return node
 
     def _broken(self, node: Node) -> Node:
-        """A statement that recovery changed, as what can still be known of it: its names."""
-        inside = {offset for offset in self.mended if node.span.start <= offset < node.span.end}
+        """A statement that recovery changed, or that means two things, as what can still be known of it: its names."""
+        inside = {offset for offset in (*self.mended, *self.refused) if node.span.start <= offset < node.span.end}
         if not inside:
             return node
+        if not inside & self.mended:
+            self.diagnostics.extend(self.refused[offset] for offset in sorted(inside))
         self.mended -= inside
+        self.refused = {offset: refused for offset, refused in self.refused.items() if offset not in inside}
         names = self.skipped.get(node.span.start, bound_names(node))
         kind = Broken if isinstance(node, Statement) else BrokenItem
         return kind(span=node.span, names=names)
@@ -140,8 +144,7 @@ class Builder:
         """The operands of an operator. A pipeline among them is a mistake, and makes the statement around it broken."""
         found = only(parts, Expression)
         if any(isinstance(operand, Pipe) for operand in found):
-            self.diagnostics.append(slips.pipeline_as_operand(span, found))
-            self.mended.add(span.start)
+            self.refused[span.start] = slips.pipeline_as_operand(span, found)
         return found
 
 
@@ -271,7 +274,8 @@ def _variant(b: Builder, span: Span, parts: Parts) -> Node:
 
 @makes("train")
 def _train(b: Builder, span: Span, parts: Parts) -> Node:
-    return Train(span=span, settings=only(parts, Setting))
+    variant = b.names(parts)
+    return Train(span=span, variant=variant[0] if variant else None, settings=only(parts, Setting))
 
 
 @makes("setting")

@@ -17,7 +17,7 @@ from crate_dsl.language.tokens import MOST_BYTES, MOST_MISTAKES, MOST_NESTING, T
 __all__ = ["Parsed", "parse", "read_source"]
 
 #: Nodes within nodes: far more than brackets of the permitted nesting hold in practice, and what walkers can bear.
-MOST_DEPTH = 250
+MOST_DEPTH = 200
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ def parse(source: Source) -> Parsed:
         return _unreadable(source, comments, lexed.diagnostics)
     balanced = balance(source, lexed.tokens)
     found = [*lexed.diagnostics, *balanced.diagnostics]
+    if len(found) > MOST_MISTAKES:
+        return _unreadable(source, comments, found)
     mended = lexed.mended | balanced.mended
 
     builder = Builder(source, mended)
@@ -92,9 +94,9 @@ def _unreadable(source: Source, comments: tuple[Span, ...], diagnostics: list[Di
 def _too_deep(source: Source, offset: int) -> Diagnostic:
     return Diagnostic(
         code="E0006",
-        message=f"brackets are nested more than {MOST_NESTING} deep",
+        message="this is nested too deeply",
         where=Label(span=Span(source, offset, offset + 1)),
-        help=("give what stands inside a name of its own",),
+        help=(f"at most {MOST_NESTING} brackets stand within one another: give what stands inside a name of its own",),
     )
 
 

@@ -63,6 +63,7 @@ class _Level:
 
     bracket: str
     anchor: _Anchor | None = None
+    mixed: bool = False  # statements among steps: said once
 
 
 def recover(source: Source, tables: Tables, tokens: list[Token], mended: set[int], most: int) -> Recovered:
@@ -171,24 +172,30 @@ class _Recovery:
         """Report the token that does not fit, and change the tokens so that reading can go on. Returns where."""
         anchor = self.anchor()
         kind = self.kind(anchor)
-        bracket = self.levels[-1].bracket
+        level = self.levels[-1]
         mend = None
         self.attempts += 1
-        again = self.tokens[index].start in self.reported
-        begin, here = self.tokens[anchor.index].start, self.tokens[index].start
-        if not again and not any(begin <= offset <= here for offset in self.known):
+        here = self.tokens[index].start
+        again = here in self.reported
+        self.reported.add(here)
+        if not (again or level.mixed or self.is_known(index, anchor, kind)):
             place = Place(
-                self.source, self.tables, self.tokens, index, anchor.index, self.states, bracket, kind
+                self.source, self.tables, self.tokens, index, anchor.index, self.states, level.bracket, kind
             )
             slip = slips.find(place)
             self.found.diagnostics.append(slip.diagnostic)
             mend = slip.mend
-        self.reported.add(here)
+            level.mixed = kind == "steps" and slip.diagnostic.code == "E0117"
         if len(self.found.diagnostics) > self.most or self.attempts > 10 * self.most:
             raise TooManyMistakes(self.found.diagnostics)
         if mend is not None:
             return self.apply(mend, index, anchor)
         return self.skip(index + again, anchor, kind)
+
+    def is_known(self, index: int, anchor: _Anchor, kind: Kind) -> bool:
+        """Whether the statement has had a message before, for a bracket or a character in it."""
+        begin, end = anchor.index, self.next_start(anchor.index, index, kind)
+        return any(self.tokens[begin].start <= offset < self.tokens[end].start for offset in self.known)
 
     def apply(self, mend: Mend, index: int, anchor: _Anchor) -> int:
         self.tokens[mend.start : mend.end] = mend.tokens

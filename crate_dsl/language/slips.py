@@ -415,7 +415,8 @@ def keyword_as_name(p: Place) -> Slip | None:
     names = "keywords are " + ", ".join(f"`{word}`" for word in KEYWORDS)
     if p.token.type in KEYWORDS and p.fits("NAME"):
         message = f"`{p.token.text}` is a keyword and cannot be a name"
-        return p.slip("E0108", message, p.label(p.token), names, mend=p.replace("NAME"))
+        mend = p.replace("NAME") if p.after.type != "NAME" else p.drop()
+        return p.slip("E0108", message, p.label(p.token), names, mend=mend)
     is_head = p.index == p.start + 1 and p.head.type in KEYWORDS
     if is_head and p.token.type in ("=", ",", "->", "(", ".", "[", ":"):
         message = f"`{p.head.text}` is a keyword and cannot be a name"
@@ -452,11 +453,12 @@ def block_without_parameters(p: Place) -> Slip | None:
 def colon_for_equals(p: Place) -> Slip | None:
     if not (p.token.type == ":" and p.fits("=")):
         return None
-    help = []
-    if p.index == p.start + 1 and p.after.text in TYPES:
-        help.append(f"to declare it, write `input {p.before.text} : …` or `learn {p.before.text} : …`")
     message = f"`{p.before.text}` is given its value by `=`, not by `:`"
-    return p.slip("E0111", message, p.label(p.token, "`=` expected here"), *help, mend=p.replace("="))
+    where = p.label(p.token, "`=` expected here")
+    if p.index == p.start + 1 and p.after.text in TYPES:
+        help = f"to declare it, write `input {p.before.text} : …` or `learn {p.before.text} : …`"
+        return p.slip("E0111", message, where, help)
+    return p.slip("E0111", message, where, mend=p.replace("="))
 
 
 @rule

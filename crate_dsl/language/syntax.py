@@ -220,6 +220,9 @@ class Variant(Statement):
 
 
 class Train(Statement):
+    """`train { … }`: the recipe of a model; `train fashion { … }`: of one of its variants."""
+
+    variant: Identifier | None = None
     settings: tuple[Setting, ...]
 
 

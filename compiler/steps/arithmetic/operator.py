@@ -178,7 +178,7 @@ class Item(Operator):
         if not 0 <= self.index < length:
             raise Mistake(
                 "E0414",
-                f"there is no item {self.index} of {length}: {given}",
+                f"{given} has {length} items, and no item {self.index}",
                 f"items are counted from 0 to {length - 1}",
                 at="index",
             )

@@ -13,6 +13,9 @@ from crate_dsl.compiler.steps.norm.module import normalise
 class Compress(StepModule):
     """Z + κ MSSA(norm Z | U) as published, or Z - κα (X - U-combination of softmax heads) as derived: (B, N, d) -> (B, N, d)."""
 
+    subspaces: Tensor
+    out_weight: Tensor
+
     def forward(
         self,
         z_bnd: Tensor,

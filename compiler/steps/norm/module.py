@@ -21,5 +21,7 @@ def normalise(form: NormForm, z_bnd: Tensor, weight_d: Tensor | None, bias_d: Te
 class Norm(StepModule):
     """Normalises each token: (B, N, d) or (B, d) -> the same."""
 
+    weight: Tensor
+
     def forward(self, z_bnd: Tensor) -> Tensor:
         return normalise(self.operator.form, z_bnd, self.weight, getattr(self, "bias", None))

@@ -1,0 +1,372 @@
+"""Syntax tree and comments -> canonical text. One style, no options.
+
+Where a line is broken depends on the tree alone; comments and single blank lines stay where they stand.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import TypeVar
+
+from crate_dsl.language.diagnostics import SpecError
+from crate_dsl.language.layout import Break, Comment, Doc, Fill, Newline, Text, group, nest, render, text
+from crate_dsl.language.parser import parse
+from crate_dsl.language.source import Source, Span
+from crate_dsl.language.syntax import (
+    And,
+    Argument,
+    Attribute,
+    Binding,
+    Block,
+    Bounded,
+    Chain,
+    Comparison,
+    Expression,
+    File,
+    Graph,
+    Identifier,
+    Import,
+    Index,
+    Input,
+    Learn,
+    LearnStatement,
+    List,
+    Model,
+    Name,
+    Negative,
+    Node,
+    Number,
+    Objective,
+    Or,
+    Output,
+    Parameter,
+    Parenthesis,
+    Pipe,
+    Product,
+    Setting,
+    Stage,
+    Step,
+    String,
+    Sum,
+    Target,
+    Train,
+    Type,
+    Variant,
+)
+
+N = TypeVar("N", bound=Node)
+
+
+def format_text(source: Source) -> str:
+    """The canonical text of a file.
+
+    Raises:
+        SpecError: the text has a mistake; what cannot be read is not rearranged.
+    """
+    parsed = parse(source)
+    if parsed.diagnostics:
+        raise SpecError(parsed.diagnostics)
+    return format_tree(parsed.tree, parsed.comments)
+
+
+def format_tree(tree: File, comments: Iterable[Span] = ()) -> str:
+    """The canonical text of a whole tree, and of the comments of the text from which it was read."""
+    return render(_Formatter(tree.span.source, comments).file(tree))
+
+
+class _Formatter:
+    """Makes documents in the order of the text. A comment is put before the first word that stands after it."""
+
+    def __init__(self, source: Source, comments: Iterable[Span]) -> None:
+        self.source = source
+        self.comments = deque(sorted(comments, key=lambda span: span.start))
+        self.spans = tuple(self.comments)
+
+    @cached_property
+    def bare(self) -> str:
+        """The source's text with spaces for comments, in which marks can be looked for."""
+        pieces, position = [], 0
+        for span in self.spans:
+            pieces += [self.source.text[position : span.start], " " * (span.end - span.start)]
+            position = span.end
+        return "".join(pieces) + self.source.text[position:]
+
+    # -------------------------------------------------------------- words, marks, comments
+
+    def word(self, written: str, start: int) -> Doc:
+        """A word or mark that stands at `start`, and the comments before it."""
+        before = self.comments_before(start)
+        return text(*before, written) if before else Text(written)
+
+    def mark(self, written: str, after: int) -> Doc:
+        """A mark that comes next after a place, whatever spaces and comments lie between."""
+        return self.word(written, self.find(written.strip(), after))
+
+    def name(self, name: Identifier) -> Doc:
+        return self.word(name.text, name.span.start)
+
+    def find(self, mark: str, after: int) -> int:
+        return self.bare.find(mark, after)
+
+    def comments_before(self, start: int) -> list[Doc]:
+        found: list[Doc] = []
+        while self.comments and self.comments[0].start < start:
+            span = self.comments.popleft()
+            found.append(Comment(span.text.rstrip(), own_line=self.on_own_line(span)))
+        return found
+
+    def on_own_line(self, span: Span) -> bool:
+        line = self.source.text.rfind("\n", 0, span.start) + 1
+        return not self.source.text[line : span.start].strip(" \t\r\f\ufeff")
+
+    # -------------------------------------------------------------- lines and lists
+
+    def lines(
+        self, nodes: Sequence[N], doc: Callable[[N], Doc], start: int, end: int, apart: Callable[[N], bool] | None = None
+    ) -> list[Doc]:
+        """What stands between two offsets: nodes on lines of their own, comments, and the empty lines between them.
+
+        Those that are `apart` have an empty line before them in any case.
+        """
+        found: list[Doc] = []
+        previous = start
+        for node in nodes:
+            force = apart is not None and apart(node)
+            previous, force = self.comment_lines(found, previous, node.span.start, force)
+            found += [self.new_line(found, previous, node.span.start, force), doc(node)]
+            previous = node.span.end
+        self.comment_lines(found, previous, end, force=False)
+        return found
+
+    def comment_lines(self, found: list[Doc], previous: int, start: int, force: bool) -> tuple[int, bool]:
+        """Add the comments before an offset. Returns where the last one ends, and whether `force` is still to be done."""
+        while self.comments and self.comments[0].start < start:
+            span = self.comments[0]
+            if self.on_own_line(span):
+                found.append(self.new_line(found, previous, span.start, force))
+                force = False
+            found.extend(self.comments_before(span.end))
+            previous = span.end
+        return previous, force
+
+    def new_line(self, found: list[Doc], previous: int, start: int, force: bool) -> Newline:
+        """A new line, after an empty one if there is one in the source; never at the start of a body."""
+        return Newline(blank=bool(found) and (force or self.source.text.count("\n", previous, start) > 1))
+
+    def braced(self, nodes: Sequence[N], doc: Callable[[N], Doc], start: int, end: int) -> Doc:
+        """Nodes between braces, each on a line of its own; `{}` where there is nothing."""
+        opener = self.mark("{", start)
+        lines = self.lines(nodes, doc, self.find("{", start), end - 1)
+        return text(opener, nest(*lines), *([Newline()] if lines else []), self.word("}", end - 1))
+
+    def listed(self, marks: str, items: Sequence[N], doc: Callable[[N], Doc], start: int) -> Doc:
+        """Items between brackets that open after an offset: on one line, or each on a line of its own."""
+        parts: list[Doc] = [self.mark(marks[0], start)]
+        for number, item in enumerate(items):
+            comma = "," if number + 1 < len(items) else ""
+            parts.append(nest(Break("" if number == 0 else " "), doc(item), comma))
+        end = items[-1].span.end if items else self.find(marks[0], start) + 1
+        return group(*parts, *([Break("", ",")] if items else []), self.mark(marks[1], end))
+
+    # -------------------------------------------------------------- files
+
+    def file(self, file: File) -> Doc:
+        def apart(item: Node) -> bool:
+            return not (isinstance(item, Import) and item in file.imports[1:])
+
+        return text(*self.lines(file.items, self.item, 0, len(self.source.text) + 1, apart))
+
+    def item(self, item: Node) -> Doc:
+        if isinstance(item, Import):
+            return text(self.word("import ", item.span.start), self.expression(item.path))
+        if isinstance(item, Block):
+            head = (self.word("block ", item.span.start), self.name(item.name))
+            parameters = self.listed("()", item.parameters, self.setting, item.name.span.end)
+            return text(*head, parameters, " ", self.body(item.body))
+        if isinstance(item, Model):
+            return self.model(item)
+        raise TypeError(f"{type(item).__name__} has no canonical text")
+
+    def model(self, model: Model) -> Doc:
+        head: list[Doc] = [self.word("model ", model.span.start), self.name(model.name)]
+        start = model.name.span.end
+        if model.parameters:
+            head.append(self.listed("()", model.parameters, self.setting, start))
+            start = self.find(")", model.parameters[-1].span.end)
+        return text(*head, " ", self.braced(model.statements, self.statement, start, model.span.end))
+
+    def setting(self, node: Parameter | Setting | Argument) -> Doc:
+        """`name = value`, either of which may be missing."""
+        value = node.default if isinstance(node, Parameter) else node.value
+        if node.name is None or value is None:
+            return self.name(node.name) if node.name else self.expression(value) if value else Text("")
+        return text(self.name(node.name), " ", self.mark("= ", node.name.span.end), self.expression(value))
+
+    # -------------------------------------------------------------- statements
+
+    def statement(self, node: Node) -> Doc:
+        if isinstance(node, Input):
+            return self.declared("input ", node, node.type, node.source)
+        if isinstance(node, LearnStatement):
+            return self.declared("learn ", node, node.type, node.initial)
+        if isinstance(node, Target):
+            return self.declared("target ", node, node.type, None)
+        if isinstance(node, Stage):
+            head = text(self.word("stage ", node.span.start), self.name(node.name), " ")
+            equals = self.mark("= ", node.name.span.end)
+            bare = isinstance(node.body, Chain) and node.body.span.text[:1] != "{" and len(node.body.lines) == 1
+            return text(head, equals, self.run(node.body.steps) if bare else self.body(node.body))
+        if isinstance(node, Binding):
+            names = Fill(tuple(self.followed(self.name(name), ",", name is not node.names[-1]) for name in node.names))
+            return text(names, " ", self.mark("= ", node.names[-1].span.end), self.expression(node.value))
+        if isinstance(node, Output):
+            keyword = self.word("output ", node.span.start)
+            values = (self.followed(self.expression(value), ",", value is not node.values[-1]) for value in node.values)
+            return text(keyword, Fill(tuple(values)))
+        if isinstance(node, Objective):
+            return text(self.word("objective ", node.span.start), self.expression(node.value))
+        if isinstance(node, Variant):
+            return self.variant(node)
+        if isinstance(node, Train):
+            return self.train(node)
+        raise TypeError(f"{type(node).__name__} has no canonical text")
+
+    def followed(self, doc: Doc, mark: str, wanted: bool) -> Doc:
+        return text(doc, mark) if wanted else doc
+
+    def declared(self, keyword: str, node: Input | LearnStatement | Target, type: Type | None, value: Expression | None) -> Doc:
+        parts = [self.word(keyword, node.span.start), self.name(node.name)]
+        if type is not None:
+            parts += [Text(" "), self.mark(": ", node.name.span.end), self.type(type)]
+        if type is not None and value is not None:
+            parts += [Text(" "), self.mark("= ", type.span.end), self.expression(value)]
+        return text(*parts)
+
+    def type(self, type: Type) -> Doc:
+        parts = [self.name(type.name)]
+        end = type.name.span.end
+        if type.arguments is not None:
+            parts.append(self.listed("()", type.arguments, self.setting, end))
+            end = type.arguments[-1].span.end if type.arguments else end
+        if type.dimensions is not None:
+            parts.append(self.listed("[]", type.dimensions, self.expression, end))
+        return text(*parts)
+
+    def variant(self, node: Variant) -> Doc:
+        """Settings on one line if they fit."""
+        head = text(self.word("variant ", node.span.start), self.name(node.name), " ")
+        if not node.settings:
+            return text(head, self.braced((), self.setting, node.name.span.end, node.span.end))
+        opener = self.mark("{", node.name.span.end)
+        settings = [
+            nest(Break(), self.followed(self.setting(setting), ",", setting is not node.settings[-1]))
+            for setting in node.settings
+        ]
+        return text(head, group(opener, *settings, Break(" ", ","), self.word("}", node.span.end - 1)))
+
+    def train(self, node: Train) -> Doc:
+        """Each setting on its line, unless there is one alone."""
+        keyword = self.word("train ", node.span.start)
+        start = node.span.start + len("train")
+        if node.variant is not None:
+            keyword = text(keyword, self.name(node.variant), " ")
+            start = node.variant.span.end
+        if len(node.settings) == 1 and not self.has_comments(node):
+            return text(keyword, group("{", nest(Break(), self.setting(node.settings[0])), Break(), "}"))
+        return text(keyword, self.braced(node.settings, self.setting, start, node.span.end))
+
+    def has_comments(self, node: Node) -> bool:
+        return bool(self.comments) and self.comments[0].start < node.span.end
+
+    # -------------------------------------------------------------- steps and bodies
+
+    def body(self, body: Chain | Graph) -> Doc:
+        start, end = body.span.start, body.span.end
+        if isinstance(body, Graph):
+            return self.braced(body.statements, self.statement, start, end)
+        if len(body.lines) == 1 and not self.has_comments(body):
+            return group("{", nest(Break(), self.run(body.lines[0])), Break(), "}")
+        runs = [_Run(span=line[0].span.to(line[-1].span), steps=line) for line in body.lines]
+        return self.braced(runs, lambda run: self.run(run.steps), start, end)
+
+    def run(self, steps: Sequence[Step]) -> Doc:
+        """Steps joined by arrows."""
+        first, *others = steps
+        return Fill((self.step(first), *self.arrows(others, first.span.end)))
+
+    def arrows(self, steps: Sequence[Step], end: int) -> list[Doc]:
+        found = []
+        for step in steps:
+            found.append(text(self.mark("-> ", end), self.step(step)))
+            end = step.span.end
+        return found
+
+    def step(self, step: Step) -> Doc:
+        parts = [self.name(step.name)]
+        if step.arguments is not None:
+            parts.append(self.listed("()", step.arguments, self.setting, step.name.span.end))
+        if step.body is not None:
+            parts += [Text(" "), self.body(step.body)]
+        return text(*parts)
+
+    # -------------------------------------------------------------- expressions
+
+    def expression(self, node: Expression) -> Doc:
+        start = node.span.start
+        if isinstance(node, Name | Number):
+            return self.word(node.text, start)
+        if isinstance(node, String):
+            quote = "'" if '"' in node.value else '"'
+            return self.word(f"{quote}{node.value}{quote}", start)
+        if isinstance(node, Step):
+            return self.step(node)
+        if isinstance(node, Pipe):
+            return Fill((self.expression(node.value), *self.arrows(node.steps, node.value.span.end)))
+        if isinstance(node, Sum | Product):
+            pairs = [(term.operator, term.value, term.span.start) for term in node.rest]
+            return self.chain(self.expression(node.first), pairs)
+        if isinstance(node, And | Or):
+            return self.joined("and" if isinstance(node, And) else "or", node.values)
+        if isinstance(node, Comparison):
+            place = self.find(node.operator, node.left.span.end)
+            return self.chain(self.expression(node.left), [(node.operator, node.right, place)])
+        if isinstance(node, Negative):
+            return text(self.word("-", start), self.expression(node.value))
+        if isinstance(node, Bounded):
+            return text(self.name(node.name), " ", self.mark("<= ", node.name.span.end), self.expression(node.bound))
+        if isinstance(node, Attribute):
+            return text(self.name(node.value), self.mark(".", node.value.span.end), self.name(node.attribute))
+        return self.bracketed(node)
+
+    def bracketed(self, node: Expression) -> Doc:
+        start, end = node.span.start, node.span.end
+        if isinstance(node, Parenthesis):
+            inner = (self.word("(", start), nest(Break(""), self.expression(node.value)), Break(""))
+            return group(*inner, self.word(")", end - 1))
+        if isinstance(node, List):
+            return self.listed("[]", node.items, self.expression, start)
+        if isinstance(node, Learn):
+            return text(self.word("learn", start), self.listed("()", node.arguments, self.setting, start))
+        if isinstance(node, Index):
+            head = text(self.name(node.value), self.mark("[", node.value.span.end))
+            return text(head, self.expression(node.index), self.word("]", end - 1))
+        raise TypeError(f"{type(node).__name__} has no canonical text")
+
+    def chain(self, first: Doc, rest: Iterable[tuple[str, Expression, int]]) -> Doc:
+        """Operands with an operator before each but the first."""
+        parts = [nest(Break(), self.word(f"{operator} ", place), self.expression(value)) for operator, value, place in rest]
+        return group(first, *parts)
+
+    def joined(self, operator: str, values: Sequence[Expression]) -> Doc:
+        first, *others = values
+        ends = [value.span.end for value in values]
+        doc = self.expression(first)
+        return self.chain(doc, ((operator, value, self.find(operator, end)) for value, end in zip(others, ends, strict=False)))
+
+
+class _Run(Node):
+    """A line of a chain."""
+
+    steps: tuple[Step, ...]
