@@ -71,7 +71,9 @@ class UniformDraw(DrawForm):
     def check(self, wanted: TensorType) -> str | None:
         if not self.low < self.high:
             return f"`uniform` goes from a lower number up to a higher one, not from {self.low:g} to {self.high:g}"
-        return None if wanted.kind == "float" else f"`uniform` draws float numbers, but this input is {wanted}"
+        return (
+            None if wanted.kind == "float" else f"`uniform` draws float numbers, but this input is {wanted}"
+        )
 
     def _sample(
         self, wanted: TensorType, shape: tuple[int, ...], generator: np.random.Generator
@@ -100,7 +102,11 @@ class Choose(DrawForm):
     def check(self, wanted: TensorType) -> str | None:
         if self.ratio is not None:
             fits = wanted.kind == "bool" and wanted.rank > 0
-            return None if fits else f"`choose({self.ratio:g})` marks places of bool[…], but this input is {wanted}"
+            return (
+                None
+                if fits
+                else f"`choose({self.ratio:g})` marks places of bool[…], but this input is {wanted}"
+            )
         if wanted.kind != "index" or wanted.classes is None or not wanted.shape:
             return f"`choose` draws index(places)[…], but this input is {wanted}"
         if wanted.shape[-1].bound > wanted.classes:

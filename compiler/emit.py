@@ -92,7 +92,11 @@ def exported_steps(graph: ModelGraph) -> list[Node]:
     Raises:
         ValueError: a random step or a loss is among them; the elaborator says so in the spec's words before this.
     """
-    steps = [node for node in graph.nodes if node.name in graph.exported and not node.operator.identity_at_inference]
+    steps = [
+        node
+        for node in graph.nodes
+        if node.name in graph.exported and not node.operator.identity_at_inference
+    ]
     for node in steps:
         if node.operator.kind in ("training", "objective"):
             raise ValueError(f"`{node.name}` is a {node.operator.kind} step, and the outputs depend on it")
@@ -175,7 +179,9 @@ def _weights(
                 raise ValueError(f"there is no weight `{path}`")
             array = weights[path]
             if array.shape != slot.shape or array.dtype != np.float32:
-                raise ValueError(f"`{path}` is float32 of shape {slot.shape}, not {array.dtype} of {array.shape}")
+                raise ValueError(
+                    f"`{path}` is float32 of shape {slot.shape}, not {array.dtype} of {array.shape}"
+                )
             initializers.append(numpy_helper.from_array(array, path))
     return transposes, initializers
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-
 import numpy as np
 import onnx
 import torch
@@ -48,7 +47,9 @@ def export(
     """
     target = Path(path)
     if target.is_dir() or not target.parent.is_dir():
-        what = "is a folder" if target.is_dir() else f"cannot be written: there is no folder `{target.parent}`"
+        what = (
+            "is a folder" if target.is_dir() else f"cannot be written: there is no folder `{target.parent}`"
+        )
         raise UserError(f"`{target}` {what}")
     weights = plain_weights(graph, net)
     with _aside(target) as file:
@@ -57,7 +58,9 @@ def export(
         check(file)
         proof = prove(graph, net, file, metadata)
         if not proof.passed:
-            raise ProofError(f"`{target}` is not written: it does not compute what torch computes", proof=proof)
+            raise ProofError(
+                f"`{target}` is not written: it does not compute what torch computes", proof=proof
+            )
         _add_metadata(file, "proof", json_text(proof.as_data()))
         data = file.with_name(file.name + DATA_SUFFIX)
         if data.exists():
@@ -74,7 +77,9 @@ def plain_weights(graph: ModelGraph, net: nn.Module) -> dict[str, NDArray[np.flo
     """
     state: dict[str, torch.Tensor] = {name: value.detach() for name, value in net.state_dict().items()}
     if missing := [f"`{slot}`" for slot in graph.slots if slot not in state]:
-        raise UserError(f"this is not the network of `{graph.model}`: it has no weight {', '.join(missing[:3])}")
+        raise UserError(
+            f"this is not the network of `{graph.model}`: it has no weight {', '.join(missing[:3])}"
+        )
     for slot, wanted in graph.slots.items():
         value = state[slot]
         if tuple(value.shape) != wanted.shape:
@@ -86,7 +91,9 @@ def plain_weights(graph: ModelGraph, net: nn.Module) -> dict[str, NDArray[np.flo
             dtype = str(value.dtype).removeprefix("torch.")
             raise UserError(f"`{slot}` is {dtype}, and float32 is what is exported", "net.float()")
         if not bool(torch.isfinite(value).all()):
-            raise UserError(f"`{slot}` holds numbers that are not finite", "export a checkpoint from before it diverged")
+            raise UserError(
+                f"`{slot}` holds numbers that are not finite", "export a checkpoint from before it diverged"
+            )
     return {slot: state[slot].cpu().numpy() for slot in graph.slots}
 
 
@@ -116,7 +123,7 @@ def check(file: Path) -> None:
 
 
 def prove(graph: ModelGraph, net: nn.Module, file: Path, metadata: Mapping[str, str] = {}) -> Proof:
-    """Compare a written file with the network, and the same export with perturbed weights (written beside it, and removed).
+    """Compare a written file with the network, and then the same export at perturbed weights (which is not kept).
 
     Raises:
         ProofError: onnxruntime cannot run it at all; differences are in the proof's rows.

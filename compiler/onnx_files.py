@@ -7,7 +7,7 @@ from itertools import chain
 from os import PathLike
 from pathlib import Path
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from crate_dsl.compiler.metadata import Metadata, from_properties
@@ -36,12 +36,13 @@ def read_model(path: str | PathLike[str]) -> tuple[ModelProto, Metadata]:
     except DecodeError as problem:
         raise UserError(f"`{file}` is not an ONNX file, or it is cut off") from problem
     try:
-        metadata = from_properties({entry.key: entry.value for entry in model.metadata_props})
+        metadata = from_properties({_text(entry.key): _text(entry.value) for entry in model.metadata_props})
+        locations = external_locations(model)
     except ValueError as problem:
         raise UserError(
-            f"`{file}` is not an ONNX file that crate-dsl wrote, or it is damaged: its metadata say {problem}"
+            f"`{file}` is not an ONNX file that crate-dsl wrote, or it is damaged: {problem}"
         ) from problem
-    for location in external_locations(model):
+    for location in locations:
         _check_location(file, location)
     return model, metadata
 
@@ -60,19 +61,28 @@ def _check_location(file: Path, location: str) -> None:
     if not location or location in (".", "..") or any(sign in location for sign in "/\\:\0"):
         raise UserError(f"`{file}` asks for weights from `{location}`: only a file beside it is read")
     if not file.with_name(location).is_file():
-        raise UserError(f"`{file}` has its weights in `{location}`, which is not beside it", "keep the two files together")
+        raise UserError(
+            f"`{file}` has its weights in `{location}`, which is not beside it", "keep the two files together"
+        )
 
 
 def external_locations(model: ModelProto) -> set[str]:
     """The files that a model reads tensors from: by initializers, by constants, in functions and in nested graphs."""
     tensors = chain(_graph_tensors(model.graph), *(_node_tensors(f.node) for f in model.functions))
     return {
-        entry.value
+        _text(entry.value)
         for tensor in tensors
         if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data
         for entry in tensor.external_data
         if entry.key == "location"
     }
+
+
+def _text(value: str | bytes) -> str:
+    """A text of the file: protobuf hands over bytes where it is not UTF-8."""
+    if isinstance(value, bytes):
+        raise ValueError(f"{value[:20]!r} is no text")
+    return value
 
 
 def _graph_tensors(graph: GraphProto) -> Iterator[TensorProto]:

@@ -218,8 +218,8 @@ class Operator(BaseModel):
         """
         raise NotImplementedError
 
-    def inverse(self) -> Operator | NoInverse:
-        """The step that undoes this one, or why there is none."""
+    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
+        """The step that undoes this one where it was applied to `inputs`, or why there is none."""
         return NoInverse("it declares no inverse")
 
     @classmethod

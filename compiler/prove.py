@@ -1,7 +1,7 @@
 """The parity gate: an exported network computes what torch computes, or it is not written.
 
-A proof runs torch and onnxruntime on the same inputs: at the given weights and at perturbed ones, at several batch sizes
-and lengths, with inputs of several sizes, and compares every output.
+A proof runs torch and onnxruntime on the same inputs and compares every output: at the given weights and at perturbed
+ones, at several batch sizes and lengths, with inputs of several sizes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import nn
 
 from crate_dsl.compiler.draws import DrawForm
 from crate_dsl.compiler.graph import Entry, ModelGraph, Value
+from crate_dsl.compiler.runtime import ONNXRUNTIME_ERRORS, bare_session
 from crate_dsl.compiler.types import Symbol
 from crate_dsl.language.diagnostics import UserError
 
@@ -105,7 +106,9 @@ class Proof:
         from rich.table import Table
 
         with_lengths = any(row.case.lengths for row in self.rows)
-        table = Table(box=SIMPLE_HEAD, title="onnxruntime against torch", title_justify="left", pad_edge=False)
+        table = Table(
+            box=SIMPLE_HEAD, title="onnxruntime against torch", title_justify="left", pad_edge=False
+        )
         table.add_column("weights", no_wrap=True)
         table.add_column("batch", justify="right", no_wrap=True)
         if with_lengths:
@@ -139,7 +142,7 @@ class Proof:
 
 
 class ProofError(UserError):
-    """An export that does not compute what torch computes. No file was written; `proof` is the table, as far as it went."""
+    """An export that does not compute what torch computes; no file was written. `proof` is the table, if it came to one."""
 
     def __init__(self, message: str, *help: str, proof: Proof | None = None) -> None:
         super().__init__(message, *help, exit_code=3)
@@ -153,17 +156,22 @@ class ProofError(UserError):
 
 
 def cases(graph: ModelGraph) -> list[Case]:
-    """The comparisons that a graph asks for: `PLAN`, with each length known at run time at its least, its bound and between."""
+    """The comparisons that a graph asks for: `PLAN`, with each symbolic length at its least, its bound and between."""
     symbols = symbols_of(graph)
     sizes = {name: _sizes(graph, symbol) for name, symbol in symbols.items()}
-    scaled = any(entry.type.kind == "float" and entry.source is None for entry in graph.export_inputs.values())
+    scaled = any(
+        entry.type.kind == "float" and entry.source is None for entry in graph.export_inputs.values()
+    )
     return [
         Case(
             weights,
             batch,
             scale if scaled else 1.0,
             # Batch 1 meets the bound, 2 the middle, 5 the least; a second length is one further.
-            {name: found[(batch // 2 + turn) % len(found)] for turn, (name, found) in enumerate(sizes.items())},
+            {
+                name: found[(batch // 2 + turn) % len(found)]
+                for turn, (name, found) in enumerate(sizes.items())
+            },
         )
         for weights, batch, scale in PLAN
     ]
@@ -179,7 +187,9 @@ def _sizes(graph: ModelGraph, symbol: Symbol) -> tuple[int, int, int]:
     """The bound of a length, an odd number below it, and the least that leaves every exported tensor something."""
     values = [graph.type_of(value) for value in _exported_values(graph)]
     dims = {dim for type_ in values for dim in type_.shape if dim.symbol == symbol}
-    least = next((n for n in range(1, symbol.bound) if all(d.at({symbol.name: n}) > 0 for d in dims)), symbol.bound)
+    least = next(
+        (n for n in range(1, symbol.bound) if all(d.at({symbol.name: n}) > 0 for d in dims)), symbol.bound
+    )
     return symbol.bound, max(least, 2 * (symbol.bound // 3) - 1), least
 
 
@@ -238,12 +248,10 @@ def compare(
     Raises:
         ProofError: onnxruntime refuses the file or its inputs, or gives another shape.
     """
-    from crate_dsl.compiler.runtime import ONNXRUNTIME_ERRORS, cpu_session
-
     generator = np.random.default_rng(seed)
     names = list(graph.outputs)
     try:
-        session = cpu_session(file)
+        session = bare_session(file)
     except ONNXRUNTIME_ERRORS as problem:
         raise ProofError(f"onnxruntime refuses the exported file: {problem}") from problem
     for case in wanted:
@@ -254,7 +262,9 @@ def compare(
         try:
             actual = session.run(names, feeds)
         except ONNXRUNTIME_ERRORS as problem:
-            raise ProofError(f"onnxruntime cannot run the exported file ({_words(case)}): {problem}") from problem
+            raise ProofError(
+                f"onnxruntime cannot run the exported file ({_words(case)}): {problem}"
+            ) from problem
         for name, array in zip(names, actual, strict=True):
             reference = expected[name].numpy()
             if reference.shape != array.shape:

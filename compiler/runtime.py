@@ -21,23 +21,30 @@ from crate_dsl.language.diagnostics import UserError, did_you_mean
 
 Provider = Literal["auto", "cpu", "cuda"]
 
-#: What onnxruntime raises; its classes have no common base.
-ONNXRUNTIME_ERRORS: tuple[type[Exception], ...] = tuple(
-    getattr(_native, name)
-    for name in (
-        "EPFail", "EngineError", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "ModelLoadCanceled",
-        "ModelLoaded", "ModelRequiresCompilation", "NoModel", "NoSuchFile", "NotFound", "NotImplemented", "RuntimeException",
-    )
-)  # fmt: skip
+#: What onnxruntime raises: its own classes, which have no common base, and what its bindings make of C++ exceptions and
+#: of messages that quote a damaged file.
+ONNXRUNTIME_ERRORS: tuple[type[Exception], ...] = (
+    *(kind for kind in vars(_native).values() if isinstance(kind, type) and issubclass(kind, Exception)),
+    RuntimeError,
+    ValueError,
+    IndexError,
+    OverflowError,
+    MemoryError,
+)
 
+#: onnxruntime's names of what runs a network.
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 #: numpy's element type by kind, and the kinds of array that become it without loss of meaning.
-DTYPES = {"float": np.dtype(np.float32), "index": np.dtype(np.int64), "bool": np.dtype(np.bool_)}
+DTYPES: dict[str, np.dtype[Any]] = {
+    "float": np.dtype(np.float32),
+    "index": np.dtype(np.int64),
+    "bool": np.dtype(np.bool_),
+}
 ELEMENTS = {"float": "tensor(float)", "index": "tensor(int64)", "bool": "tensor(bool)"}
 ACCEPTED = {"float": "f", "index": "iu", "bool": "b"}
 #: What onnxruntime may keep on the CPU beside a GPU: arithmetic on sizes.
 SHAPE_ARITHMETIC = frozenset(
-    "Add Cast Concat Constant ConstantOfShape Div Gather Identity Max Min Mul Range ReduceProd Reshape Shape Size Slice "
-    "Squeeze Sub Unsqueeze".split()
+    ["Add", "Cast", "Concat", "Constant", "ConstantOfShape", "Div", "Gather", "Identity", "Max", "Min", "Mul", "Range", "ReduceProd", "Reshape", "Shape", "Size", "Slice", "Squeeze", "Sub", "Unsqueeze"]
 )
 #: onnxruntime's own level of messages: everything that matters arrives as an exception.
 FATAL = 4
@@ -52,9 +59,16 @@ def options() -> onnxruntime.SessionOptions:
     return chosen
 
 
-def cpu_session(path: str | PathLike[str]) -> onnxruntime.InferenceSession:
-    """A bare session on the CPU, for files that are trusted."""
-    return onnxruntime.InferenceSession(fspath(path), options(), providers=["CPUExecutionProvider"])
+def bare_session(
+    path: str | PathLike[str], *providers: str, chosen: onnxruntime.SessionOptions | None = None
+) -> onnxruntime.InferenceSession:
+    """A session without checks, for files that are trusted; on the CPU where no provider is named.
+
+    onnxruntime's own retry on the CPU, with a message on standard output, is turned off.
+    """
+    return onnxruntime.InferenceSession(
+        fspath(path), chosen or options(), providers=list(providers or [CPU]), enable_fallback=0
+    )
 
 
 def cuda_problem() -> str | None:
@@ -62,7 +76,7 @@ def cuda_problem() -> str | None:
 
     onnxruntime lists CUDA as available wherever it was built in, and then runs on the CPU: so the driver is asked.
     """
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+    if CUDA not in onnxruntime.get_available_providers():
         return "this onnxruntime was built without CUDA"
     library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
@@ -81,18 +95,22 @@ def _require_cuda(session: onnxruntime.InferenceSession) -> None:
     `session.disable_cpu_ep_fallback` says no to any network of unknown batch size: onnxruntime keeps the sums of sizes
     on the CPU by design.
     """
-    if "CUDAExecutionProvider" not in session.get_providers():
+    if CUDA not in session.get_providers():
         raise UserError(
-            "onnxruntime found the GPU, but not the CUDA libraries that it needs", "pip install onnxruntime-gpu[cuda,cudnn]"
+            "onnxruntime found the GPU, but not the CUDA libraries that it needs",
+            "pip install onnxruntime-gpu[cuda,cudnn]",
         )
     on_cpu = {
         node.op_type
         for part in session.get_provider_graph_assignment_info()
-        if part.ep_name == "CPUExecutionProvider"
+        if part.ep_name == CPU
         for node in part.get_nodes()
     }
     if strays := sorted(on_cpu - SHAPE_ARITHMETIC):
-        raise UserError(f"onnxruntime would run {', '.join(strays)} on the CPU: it has no CUDA kernel for them", "provider auto")
+        raise UserError(
+            f"onnxruntime would run {', '.join(strays)} on the CPU: it has no CUDA kernel for them",
+            "provider auto",
+        )
 
 
 class Session:
@@ -105,7 +123,9 @@ class Session:
     (2, 1000)
     """
 
-    def __init__(self, native: onnxruntime.InferenceSession, metadata: Metadata, name: str, seed: int) -> None:
+    def __init__(
+        self, native: onnxruntime.InferenceSession, metadata: Metadata, name: str, seed: int
+    ) -> None:
         self.metadata = metadata
         self.name = name
         self.inputs: dict[str, TensorType] = metadata.inputs
@@ -120,7 +140,7 @@ class Session:
     @property
     def provider(self) -> Literal["cpu", "cuda"]:
         """What it runs on."""
-        return "cuda" if "CUDAExecutionProvider" in self._native.get_providers() else "cpu"
+        return "cuda" if CUDA in self._native.get_providers() else "cpu"
 
     def __call__(self, /, *arrays: ArrayLike, **named: ArrayLike) -> dict[str, NDArray[Any]]:
         """Run one batch.
@@ -167,13 +187,13 @@ def open_session(path: str | PathLike[str], provider: Provider = "auto", seed: i
     if provider == "cuda" and problem is not None:
         raise UserError(f"CUDA cannot be used here: {problem}", "provider cpu, or auto")
     chosen = options()
-    providers = ["CPUExecutionProvider"]
+    providers = [CPU]
     if provider != "cpu" and problem is None:
         onnxruntime.preload_dlls()  # the CUDA libraries that come with torch or as packages of their own
-        providers = ["CUDAExecutionProvider", *providers]
+        providers = [CUDA, CPU]
         chosen.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
-        native = onnxruntime.InferenceSession(name, chosen, providers=providers)
+        native = bare_session(name, *providers, chosen=chosen)
     except ONNXRUNTIME_ERRORS as error:
         raise UserError(f"onnxruntime cannot open `{name}`: {error}") from error
     if provider == "cuda":
@@ -209,7 +229,9 @@ def _by_name(
 ) -> dict[str, ArrayLike]:
     """The given arrays by input name."""
     if len(arrays) > len(inputs):
-        raise UserError(f"{len(arrays)} arrays are given, and there are {len(inputs)} inputs: {', '.join(inputs)}")
+        raise UserError(
+            f"{len(arrays)} arrays are given, and there are {len(inputs)} inputs: {', '.join(inputs)}"
+        )
     given = dict(zip(inputs, arrays, strict=False))
     for name, value in named.items():
         if name not in inputs:
@@ -242,7 +264,9 @@ def _array(name: str, wanted: TensorType, value: ArrayLike) -> NDArray[Any]:
     except (TypeError, ValueError, RuntimeError) as problem:
         raise UserError(f"`{name}` is not an array: {problem}") from problem
     if array.dtype.kind not in ACCEPTED[wanted.kind]:
-        raise UserError(f"`{name}` wants {DTYPES[wanted.kind]}, and is given {array.dtype}", *_CONVERSIONS[wanted.kind])
+        raise UserError(
+            f"`{name}` wants {DTYPES[wanted.kind]}, and is given {array.dtype}", *_CONVERSIONS[wanted.kind]
+        )
     if array.ndim != wanted.rank + 1:
         only_batch_missing = array.ndim == wanted.rank
         raise UserError(
@@ -255,7 +279,7 @@ def _array(name: str, wanted: TensorType, value: ArrayLike) -> NDArray[Any]:
         array = array.astype(DTYPES[wanted.kind], order="C", copy=False)
     if wanted.kind == "float" and not np.isfinite(array).all():
         raise UserError(f"`{name}` holds numbers that are not finite (NaN or infinite)")
-    if wanted.classes is not None and array.size and not (0 <= array.min() and array.max() < wanted.classes):
+    if wanted.classes is not None and array.size and not (array.min() >= 0 and array.max() < wanted.classes):
         raise UserError(
             f"`{name}` wants indices from 0 to {wanted.classes - 1}, and is given {array.min()} to {array.max()}"
         )

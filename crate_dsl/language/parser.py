@@ -86,7 +86,9 @@ def _unreadable(source: Source, comments: tuple[Span, ...], diagnostics: list[Di
         shown = shown[:MOST_MISTAKES]
         message = f"more than {MOST_MISTAKES} mistakes: the rest of the file was not read"
         last = shown[-1].where
-        shown = (*shown, Diagnostic(code="E0008", message=message, where=last))
+        end = last.span.end if last else len(source.text)
+        where = Label(span=Span(source, end, end + 1))
+        shown = (*shown, Diagnostic(code="E0008", message=message, where=where))
     whole = Span(source, 0, len(source.text))
     return Parsed(File(span=whole, items=(BrokenItem(span=whole, names=()),)), comments, shown)
 

@@ -342,8 +342,10 @@ def type_missing(p: Place) -> Slip | None:
 @rule
 def two_values(p: Place) -> Slip | None:
     """`y = 3x`, `y = a b`, `output a b`: a second value on the line was taken for the start of the next statement."""
-    first, second = p.tokens[p.index - 2 : p.index] if p.index - p.start >= 3 else (p.before, p.before)
-    if not (p.bracket == "{" and second.type == "NAME" and not second.first and first.type in ENDS and p.token.type not in ("=", ",")):
+    if p.index - p.start < 3 or p.bracket != "{" or p.token.type in ("=", ","):
+        return None
+    first, second = p.tokens[p.index - 2 : p.index]
+    if first.type not in ENDS or second.type != "NAME" or second.first:
         return None
     if first.type == "NUMBER" and first.end == second.start:
         return _number_runs_on(p, first, second)

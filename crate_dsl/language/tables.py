@@ -140,14 +140,14 @@ def compile_grammar(text: str) -> Tables:
 
 
 def _terminals(parser: lark.Lark) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The patterns of the terminals, longest first, and the keywords: those that would else be a NAME."""
+    """The patterns of the terminals in the order in which they are tried (`.5` before `.`), and the keywords: those that
+    would else be a NAME."""
     name = next(t.pattern for t in parser.terminals if t.name == "NAME").to_regexp()
     written = [t.pattern for t in parser.terminals if t.pattern.type == "str"]
     keywords = sorted(pattern.value for pattern in written if re.fullmatch(name, pattern.value))
     marks = sorted((p for p in written if p.value not in keywords), key=lambda p: (-len(p.value), p.value))
-    patterns = {pattern.value: pattern.to_regexp() for pattern in marks}
-    patterns |= {t.name: t.pattern.to_regexp() for t in parser.terminals if t.pattern.type == "re"}
-    return patterns, tuple(keywords)
+    patterns = {t.name: t.pattern.to_regexp() for t in parser.terminals if t.pattern.type == "re"}
+    return patterns | {pattern.value: pattern.to_regexp() for pattern in marks}, tuple(keywords)
 
 
 def _numbered(table: Any) -> dict[int, int]:

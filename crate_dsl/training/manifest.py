@@ -44,6 +44,14 @@ class ScalingEntry(BaseModel):
         return Scaling(self.mean, self.std)
 
 
+def read_scaling(text: str, name: str) -> ScalingEntry:
+    """The scaling in an exported file (`metadata.extra["scaling"]`). Raises `UserError` where it is damaged."""
+    try:
+        return ScalingEntry.model_validate_json(text)
+    except ValidationError as problem:
+        raise UserError(f"`{name}` is damaged: its scaling of pixels cannot be read") from problem
+
+
 class Manifest(BaseModel):
     """The entries of `run.json`."""
 

@@ -282,7 +282,7 @@ def _folder_by_lot(text: str, root: Path) -> Data:
 
 
 def _part(pictures: list[tuple[Path, int]]) -> Part:
-    images = _read_pictures([path for path, _ in pictures])
+    images = read_pictures([path for path, _ in pictures])
     return Part(images, np.array([label for _, label in pictures], np.int64))
 
 
@@ -316,7 +316,7 @@ def _lot(path: Path) -> float:
     return int.from_bytes(blake2b(path.as_posix().encode(), digest_size=8).digest()) / 2**64
 
 
-def _read_pictures(paths: list[Path]) -> NDArray[np.uint8]:
+def read_pictures(paths: list[Path]) -> NDArray[np.uint8]:
     """All pictures, (N, C, H, W): grey where all are grey, else in colour."""
     pictures = [_read_picture(path, len(paths)) for path in paths]
     size = pictures[0].shape[:2]

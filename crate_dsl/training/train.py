@@ -55,6 +55,7 @@ def train(
     resume: bool = False,
     limit: int | None = None,
     progress: bool = True,
+    console: Console | None = None,
 ) -> Run:
     """Train a spec's network on images, into the folder `out`.
 
@@ -69,7 +70,8 @@ def train(
         precision: 32; or bf16 or 16, which keep the weights in 32 bits.
         resume: go on from the last whole epoch. On a CPU the result is, bit for bit, that of a run never cut off.
         limit: train on at most this many images, of all classes in proportion.
-        progress: show a bar (on a terminal) and a line for each epoch, on standard error.
+        progress: show a bar (on a terminal) and a line for each epoch.
+        console: where; standard error, if none is given.
 
     Raises:
         SpecError: the spec means nothing yet.
@@ -98,10 +100,12 @@ def train(
         run = _resumed(out, wanted, spec_texts(graph))
     else:
         run = _begun(out, wanted, spec_texts(graph))
-    return _continue(run, graph, images, feed, on, progress)
+    return _continue(run, graph, images, feed, on, _shown(progress, console))
 
 
-def resume(out: str | Path, *, device: str = "auto", progress: bool = True) -> Run:
+def resume(
+    out: str | Path, *, device: str = "auto", progress: bool = True, console: Console | None = None
+) -> Run:
     """Go on with a run from its folder alone: `train(…, resume=True)` without saying again what was asked for.
 
     Raises:
@@ -111,7 +115,9 @@ def resume(out: str | Path, *, device: str = "auto", progress: bool = True) -> R
     graph, images = run.graph(), run.data()
     if images.fingerprint != run.manifest.fingerprint:
         raise UserError(f"the images or labels of {images.text} are others than when {out} began")
-    return _continue(run, graph, images, check_fits(graph, images), chosen_device(device), progress)
+    return _continue(
+        run, graph, images, check_fits(graph, images), chosen_device(device), _shown(progress, console)
+    )
 
 
 def chosen_device(device: str) -> torch.device:
@@ -122,6 +128,10 @@ def chosen_device(device: str) -> torch.device:
     if device == "cuda" and not usable:
         raise UserError("cuda was asked for, but torch finds no GPU that it can use", "--device cpu")
     return torch.device("cuda" if device != "cpu" and usable else "cpu")
+
+
+def _shown(progress: bool, console: Console | None) -> Console | None:
+    return (console or Console(stderr=True)) if progress else None
 
 
 def _check_request(seed: int, precision: str, limit: int | None) -> None:
@@ -180,7 +190,7 @@ def _resumed(out: Path, wanted: Manifest, texts: Mapping[str, str]) -> Run:
 
 
 def _continue(
-    run: Run, graph: ModelGraph, data: Data, feed: Feed, device: torch.device, progress: bool
+    run: Run, graph: ModelGraph, data: Data, feed: Feed, device: torch.device, console: Console | None
 ) -> Run:
     """Train what is left to be trained, then count the mistakes on the test images."""
     required_module("lightning", "training")
@@ -204,7 +214,7 @@ def _continue(
         training.trainer.save_checkpoint(run.folder / LAST)
         write_text(run.folder / METRICS, training.journal.csv())
 
-    with Display(Console(stderr=True) if progress else None, recipe.epochs, len(batches)) as display:
+    with Display(console, recipe.epochs, len(batches)) as display:
         journal = _journal(run.folder / LAST)
         if not journal.finished:
             from crate_dsl.training.loop import Training

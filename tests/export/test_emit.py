@@ -66,7 +66,11 @@ def test_one_function_for_each_kind_of_step() -> None:
 
 
 def test_a_step_with_other_arguments_is_another_function() -> None:
-    model = emitted(IMAGES.replace("compress(subspaces, rank)", "compress(subspaces, rank) compress(subspaces, rank, step = 2)"))
+    model = emitted(
+        IMAGES.replace(
+            "compress(subspaces, rank)", "compress(subspaces, rank) compress(subspaces, rank, step = 2)"
+        )
+    )
     used = {node.name: node.op_type for node in model.graph.node}
     assert used["encoder.0.compress"] == used["encoder.2.compress"] == "compress"
     assert used["encoder.0.compress_2"] == used["encoder.2.compress_2"] == "compress_2"
@@ -78,7 +82,11 @@ def test_dimensions_are_named_as_in_the_spec() -> None:
     inputs = {value.name: dims(value) for value in model.graph.input}
     assert inputs == {"ids": ["batch", "n"], "kept": ["batch", "n"], "noise": ["batch", "n", 10]}
     kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
-    assert kinds == {"ids": onnx.TensorProto.INT64, "kept": onnx.TensorProto.BOOL, "noise": onnx.TensorProto.FLOAT}
+    assert kinds == {
+        "ids": onnx.TensorProto.INT64,
+        "kept": onnx.TensorProto.BOOL,
+        "noise": onnx.TensorProto.FLOAT,
+    }
     outputs = {value.name: dims(value) for value in model.graph.output}
     assert outputs == {"logits": ["batch", 3], "words": ["batch", "n", 17]}
 
@@ -93,8 +101,8 @@ def test_tied_weights_are_one_initializer() -> None:
     model = emit(graph, weights_of(net))
     names = [tensor.name for tensor in model.graph.initializer]
     assert len(names) == len(set(names)) == len(graph.slots)
-    users = [node.name for node in model.graph.node if "embedding.embed.table" in node.input]
-    assert len(users) == 2
+    read = {node.op_type: set(node.input) & set(names) for node in model.graph.node}
+    assert read["embed"] == read["transpose"] != set()
 
 
 def test_a_weight_may_be_seen_transposed() -> None:
@@ -102,13 +110,17 @@ def test_a_weight_may_be_seen_transposed() -> None:
     node = graph.node("y.linear")
     turned = graph.graph.copy()
     weight = node.weights["weight"]
-    turned.nodes["y.linear"]["item"] = replace(node, weights=node.weights | {"weight": Ref(weight.slot, "transpose")})
+    turned.nodes["y.linear"]["item"] = replace(
+        node, weights=node.weights | {"weight": Ref(weight.slot, "transpose")}
+    )
     slots = {path: replace(slot, shape=slot.shape[::-1]) for path, slot in graph.slots.items()}
     rng = np.random.default_rng(0)
     weights = {path: rng.standard_normal(slot.shape, dtype=np.float32) for path, slot in slots.items()}
     x = rng.standard_normal((4, 3), dtype=np.float32)
     result = run(emit(replace(graph, graph=turned, slots=slots), weights), x=x)
-    np.testing.assert_allclose(result["y"], x @ weights["y.linear.weight"] + weights["y.linear.bias"], atol=FLOAT32)
+    np.testing.assert_allclose(
+        result["y"], x @ weights["y.linear.weight"] + weights["y.linear.bias"], atol=FLOAT32
+    )
 
 
 def test_outputs_that_are_inputs_or_one_value_under_two_names() -> None:
@@ -155,12 +167,18 @@ def test_metadata_entries_of_the_export_cannot_be_replaced() -> None:
 
 def test_metadata_say_what_was_built() -> None:
     graph, net = images()
-    properties = {entry.key: entry.value for entry in emit(graph, weights_of(net), {"scaling": "[0, 1]"}).metadata_props}
+    properties = {
+        entry.key: entry.value for entry in emit(graph, weights_of(net), {"scaling": "[0, 1]"}).metadata_props
+    }
     assert json.loads(properties["crate_dsl.spec"]) == [{"name": "spec.crate", "text": IMAGES}]
     target = json.loads(properties["crate_dsl.target"])
     assert (target["model"], target["variant"], target["settings"]["depth"]) == ("images", None, 3)
     assert properties["crate_dsl.scaling"] == "[0, 1]"
-    assert "crate_dsl.torch" in properties and "crate_dsl.onnx" in properties and "crate_dsl.version" in properties
+    assert (
+        "crate_dsl.torch" in properties
+        and "crate_dsl.onnx" in properties
+        and "crate_dsl.version" in properties
+    )
     assert "crate_dsl.proof" not in properties
 
 

@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from crate_dsl.compiler import export as export_module
-from crate_dsl.compiler import runtime
+from crate_dsl.compiler import prove as prove_module
 from crate_dsl.compiler.build import build
 from crate_dsl.compiler.export import export
 from crate_dsl.compiler.functions import Body
+from crate_dsl.compiler.operators import Typing
 from crate_dsl.compiler.prove import Case, Proof, ProofError, cases, drawn_inputs, measure, perturb
-from crate_dsl.compiler.runtime import open_session, read_metadata
+from crate_dsl.compiler.runtime import ONNXRUNTIME_ERRORS, open_session, read_metadata
 from crate_dsl.compiler.steps.norm import onnx as norm_face
 from crate_dsl.compiler.steps.norm.operator import Norm
-from crate_dsl.compiler.operators import Typing
 from crate_dsl.language.diagnostics import UserError
 from tests.export.specs import graph_of, images, text
 
@@ -56,12 +56,18 @@ def test_every_case_is_tried() -> None:
 
 
 def test_lengths_leave_every_tensor_something() -> None:
-    graph = graph_of("model m { input x : float[n <= 7, 3]  input y : float[n - 2, 3]  z = x -> linear(2)  w = y -> linear(2)  output z, w }")
+    graph = graph_of(
+        "model m { input x : float[n <= 7, 3]  input y : float[n - 2, 3]\n"
+        "z = x -> linear(2)  w = y -> linear(2)  output z, w }"
+    )
     assert {case.lengths["n"] for case in cases(graph)} == {3, 7}
 
 
 def test_two_lengths_differ() -> None:
-    graph = graph_of("model m { input x : float[n <= 7, 3]  input y : float[m <= 9, 3]  z = x -> linear(2)  w = y -> linear(2)  output z, w }")
+    graph = graph_of(
+        "model m { input x : float[n <= 7, 3]  input y : float[m <= 9, 3]\n"
+        "z = x -> linear(2)  w = y -> linear(2)  output z, w }"
+    )
     assert all(case.lengths["n"] != case.lengths["m"] for case in cases(graph) if case.batch == 2)
 
 
@@ -143,7 +149,9 @@ def test_the_tolerance_is_that_of_the_output() -> None:
     assert not measure(CASE, "y", large / 1e4, large / 1e4 + np.float32(0.5)).passed
 
 
-def test_weights_too_large_for_one_file_lie_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_too_large_for_one_file_lie_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(export_module, "EXTERNAL_BYTES", 1000)
     monkeypatch.setattr(export_module, "SMALL_BYTES", 100)
     graph, net = images()
@@ -192,9 +200,9 @@ def test_onnxruntime_that_refuses_is_a_failed_proof(tmp_path: Path, monkeypatch:
     graph, net = images()
 
     def refuse(path: object) -> None:
-        raise runtime.ONNXRUNTIME_ERRORS[0]("no kernel")
+        raise ONNXRUNTIME_ERRORS[0]("no kernel")
 
-    monkeypatch.setattr(runtime, "cpu_session", refuse)
+    monkeypatch.setattr(prove_module, "bare_session", refuse)
     with pytest.raises(ProofError, match="onnxruntime refuses the exported file: no kernel"):
         export(graph, net, tmp_path / "images.onnx")
     assert not list(tmp_path.iterdir())

@@ -84,7 +84,7 @@ class _Binary(Operator):
         left, right = (_text(getattr(self, name), names.get(name), rank) for name in ("left", "right"))
         return f"{left} {self.sign} {right}"
 
-    def inverse(self) -> Operator | NoInverse:
+    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
         return NoInverse("arithmetic on several values cannot be undone")
 
 
@@ -152,7 +152,7 @@ class Negative(Operator):
         """The expression in Python: `-z`."""
         return f"-{names['value']}"
 
-    def inverse(self) -> Operator | NoInverse:
+    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
         return NoInverse("it stands in an expression, not in a stage")
 
 
@@ -189,5 +189,5 @@ class Item(Operator):
         """The expression in Python: `z[:, 0]`."""
         return f"{names['value']}[:, {self.index}]"
 
-    def inverse(self) -> Operator | NoInverse:
+    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
         return NoInverse("it discards the other items")

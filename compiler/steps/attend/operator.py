@@ -64,5 +64,5 @@ class Attend(Operator):
         attention = 2 * 2 * count * count * width
         return Typing((tokens,), weights, flops=maps + attention)
 
-    def inverse(self) -> Operator | NoInverse:
+    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
         return NoInverse("an average over tokens cannot be undone")

@@ -54,7 +54,7 @@ class Linear(Operator):
             weights["bias"] = Slot((self.dim,), linear_initial(width))
         return Typing((with_width(value, self.dim),), weights, flops=2 * value.elements * self.dim)
 
-    def inverse(self) -> Operator | NoInverse:
+    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
         return NoInverse("its inverse, a linear map back, is not there yet")
 
 
@@ -77,7 +77,7 @@ class Gelu(_Elementwise):
         "Hendrycks and Gimpel 2016, Gaussian Error Linear Units, arXiv 1606.08415, section 2"
     )
 
-    def inverse(self) -> Operator | NoInverse:
+    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
         return NoInverse("gelu takes different numbers to the same one")
 
 
@@ -90,7 +90,7 @@ class Relu(_Elementwise):
         "Nair and Hinton 2010, Rectified Linear Units Improve Restricted Boltzmann Machines"
     )
 
-    def inverse(self) -> Operator | NoInverse:
+    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
         return NoInverse("relu forgets what is negative")
 
 
@@ -103,7 +103,7 @@ class Silu(_Elementwise):
         "Hendrycks and Gimpel 2016, Gaussian Error Linear Units, arXiv 1606.08415, section 2"
     )
 
-    def inverse(self) -> Operator | NoInverse:
+    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
         return NoInverse("silu takes different numbers to the same one")
 
 
@@ -122,7 +122,7 @@ class Dropout(_Elementwise):
     def infer(self, *inputs: TensorType) -> Typing:
         return replace(super().infer(*inputs), flops=0)
 
-    def inverse(self) -> Operator | NoInverse:
+    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
         return NoInverse("dropout discards information")
 
 
@@ -147,7 +147,7 @@ class Scale(Operator):
         check_scalar(self, "factor", width or 1)
         return Typing((value,), learned_slots(self), flops=value.elements)
 
-    def inverse(self) -> Operator | NoInverse:
+    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
         if not isinstance(self.factor, float):
             return NoInverse("a factor that is not a fixed number may become zero")
         return Scale(factor=1 / self.factor) if self.factor else NoInverse("it multiplies by zero")

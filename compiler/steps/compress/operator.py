@@ -98,7 +98,7 @@ class Compress(Operator):
         attention = 2 * 2 * count * count * inner
         return Typing((tokens,), weights | learned_slots(self), flops=norm + maps + attention)
 
-    def inverse(self) -> Operator | NoInverse:
+    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
         return NoInverse("its inverse, `decompress`, is not there yet")
 
 

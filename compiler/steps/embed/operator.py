@@ -32,7 +32,7 @@ class Embed(Operator):
         weights = {"weight": Slot((numbers.classes, self.dim), Normal(std=0.02))}
         return Typing((floats(*numbers.shape, self.dim, layout=layout),), weights)
 
-    def inverse(self) -> Operator | NoInverse:
+    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
         return NoInverse("its inverse, a linear map back, is not there yet")
 
 
@@ -66,5 +66,5 @@ class Transpose(Operator):
             (with_width(value, result),), {"weight": self.weight}, flops=2 * value.elements * result
         )
 
-    def inverse(self) -> Operator | NoInverse:
+    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
         return NoInverse("its inverse, a linear map back, is not there yet")

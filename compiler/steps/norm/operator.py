@@ -72,5 +72,5 @@ class Norm(Operator):
         width = width_of(self.word, tokens, ranks=(1, 2))
         return Typing((tokens,), norm_slots(self.form, width), flops=5 * tokens.elements)
 
-    def inverse(self) -> Operator | NoInverse:
+    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
         return NoInverse("a norm forgets each token's mean and size")

@@ -52,7 +52,7 @@ class Patchify(Operator):
         layout = Layout((Segment("patches", tokens.shape[0], grid),))
         return Typing((tokens.with_shape(*tokens.shape, layout=layout),), facts=grid)
 
-    def inverse(self) -> Operator | NoInverse:
+    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
         return Unpatchify()
 
 

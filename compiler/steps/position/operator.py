@@ -93,7 +93,7 @@ class Position(Operator):
         resizing = 2 * width * patches.rows * old_columns * (old_rows + patches.columns)
         return Typing((tokens,), {"table": slot}, facts, tokens.elements + resizing)
 
-    def inverse(self) -> Operator | NoInverse:
+    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
         return NoInverse("its inverse, subtracting the positions, is not there yet")
 
     def _check_arguments(self) -> None:

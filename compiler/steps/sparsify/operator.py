@@ -112,5 +112,5 @@ class Sparsify(Operator):
         flops = norm + products * 2 * count * width * codes + self.iterations * count * codes
         return Typing((tokens,), weights | learned_slots(self), flops=flops)
 
-    def inverse(self) -> Operator | NoInverse:
+    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
         return NoInverse("its inverse, `densify`, is not there yet")

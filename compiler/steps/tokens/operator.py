@@ -38,7 +38,7 @@ class Prepend(Operator):
         added = _new_segment(self.word, self.tokens, tokens)
         return _joined(self, tokens, added, (added, *layout_of(tokens)))
 
-    def inverse(self) -> Operator | NoInverse:
+    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
         return Drop(tokens=Tokens(self.tokens.name))
 
 
@@ -61,7 +61,7 @@ class Append(Operator):
         added = _new_segment(self.word, self.tokens, tokens)
         return _joined(self, tokens, added, (*layout_of(tokens), added))
 
-    def inverse(self) -> Operator | NoInverse:
+    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
         return Drop(tokens=Tokens(self.tokens.name))
 
 
@@ -121,7 +121,7 @@ class Drop(Operator):
         left = tokens.with_shape(count - segment.length, width, layout=rest)
         return Typing((left,), facts=before + after)
 
-    def inverse(self) -> Operator | NoInverse:
+    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
         return NoInverse("the tokens that it leaves out are gone")
 
 
@@ -142,7 +142,7 @@ class Keep(Operator):
         kept = tokens.with_shape(segment.length, tokens.shape[1], layout=Layout((segment,)))
         return Typing((kept,), facts=(cut,))
 
-    def inverse(self) -> Operator | NoInverse:
+    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
         return NoInverse("the tokens that it does not keep are gone")
 
 
@@ -168,7 +168,7 @@ class Select(Operator):
             )
         return Typing((tokens.with_shape(tokens.shape[1]),), facts=start)
 
-    def inverse(self) -> Operator | NoInverse:
+    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
         return NoInverse("the tokens that it does not select are gone")
 
 
@@ -222,5 +222,5 @@ class Pool(Operator):
         width_of(self.word, tokens)
         return Typing((tokens.with_shape(tokens.shape[1]),), flops=tokens.elements)
 
-    def inverse(self) -> Operator | NoInverse:
+    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
         return NoInverse("many tokens become one")

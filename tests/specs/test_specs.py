@@ -1,0 +1,125 @@
+"""Every shipped spec: its published size, and the whole road from text to a proved ONNX file in its smallest variant."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import crate_dsl
+from crate_dsl.compiler.graph import Entry, ModelGraph
+
+FOLDER = Path(str(files("crate_dsl.specs")))
+
+#: Parameters of every model and variant: the published counts, or worked out by hand from the shapes.
+PARAMETERS = {
+    "crate.crate": 6_090_856,
+    "crate.crate@tiny": 6_090_856,
+    "crate.crate@small": 13_116_328,
+    "crate.crate@base": 22_796_008,
+    "crate.crate@large": 77_641_192,
+    "crate.crate@fashion": 209_706,
+    "crate_alpha.crate": 72_328_936,
+    "crate_alpha.crate@base": 72_328_936,
+    "crate_alpha.crate@base32": 73_985_512,
+    "crate_alpha.crate@large": 253_650_920,
+    "crate_alpha.crate@fashion": 285_322,
+    "vit.crate": 5_717_416,
+    "vit.crate@tiny": 5_717_416,
+    "vit.crate@small": 22_050_664,
+    "vit.crate@base": 86_567_656,
+    "vit.crate@fashion": 205_066,
+}
+SMALLEST = ["crate.crate@fashion", "crate_alpha.crate@fashion", "vit.crate@fashion"]
+
+
+def load(target: str) -> ModelGraph:
+    return crate_dsl.load(str(FOLDER / target))
+
+
+def targets() -> list[str]:
+    """Every model of every shipped file, as it stands and in each variant."""
+    from crate_dsl.workspace import check
+
+    found = []
+    for path in sorted(FOLDER.glob("*.crate")):
+        diagnostics, graphs = check(str(path))
+        assert not diagnostics, path
+        found += [path.name + (f"@{graph.variant}" if graph.variant else "") for graph in graphs]
+    return found
+
+
+def test_every_shipped_model_is_counted_here() -> None:
+    assert sorted(targets()) == sorted(PARAMETERS)
+    assert {target.partition("@")[0] for target in SMALLEST} == {path.name for path in FOLDER.glob("*.crate")}
+
+
+@pytest.mark.parametrize("target", PARAMETERS)
+def test_declared_weights_have_the_published_count(target: str) -> None:
+    assert load(target).parameters == PARAMETERS[target]
+
+
+def test_crate_fashion_by_hand() -> None:
+    """CATALOGUE 3.5: L(3d²+5d) + 2P + (Pd + d) + 2d + (N+1)d + d + 2d + dC + C."""
+    d, layers, patch, tokens, classes = 128, 4, 16, 49, 10
+    block = 3 * d * d + d + 4 * d
+    front = 2 * patch + (patch * d + d) + 2 * d + d + (tokens + 1) * d
+    assert layers * block + front + 2 * d + d * classes + classes == PARAMETERS["crate.crate@fashion"]
+
+
+@pytest.mark.parametrize("target", [*SMALLEST, "crate.crate@tiny", "vit.crate@tiny"])
+def test_the_built_module_has_what_is_declared(target: str) -> None:
+    net = crate_dsl.build(load(target))
+    assert sum(p.numel() for p in net.parameters() if p.requires_grad) == PARAMETERS[target]
+    assert {name: tuple(p.shape) for name, p in net.named_parameters()} == {
+        path: slot.shape for path, slot in net.graph.slots.items()
+    }
+
+
+def some(entry: Entry, batch: int) -> Tensor:
+    """Data of an input's or target's type."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = (batch, *(dim.bound for dim in entry.type.shape))
+    if entry.type.kind == "index":
+        assert entry.type.classes is not None
+        return torch.randint(0, entry.type.classes, sizes, generator=generator)
+    if entry.type.kind == "bool":
+        return torch.rand(sizes, generator=generator) < 0.7
+    return torch.randn(sizes, generator=generator)
+
+
+@pytest.mark.parametrize("target", SMALLEST)
+def test_it_learns_a_batch_by_heart(target: str) -> None:
+    """Twenty steps on one batch halve the loss, and every trained weight has its part in it."""
+    net = crate_dsl.build(load(target), seed=0)
+    objective = crate_dsl.Objective(net)
+    graph = net.graph
+    batch = {name: some(entry, 16) for name, entry in {**graph.inputs, **graph.targets}.items()}
+    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(21):
+        loss = objective(batch)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        for name, parameter in net.named_parameters():
+            assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+        optimizer.step()
+    assert losses[20] < losses[0] / 2, losses
+
+
+@pytest.mark.parametrize("target", SMALLEST)
+def test_it_exports_and_proves(target: str, tmp_path: Path) -> None:
+    net = crate_dsl.build(load(target), seed=0)
+    path = tmp_path / "net.onnx"
+    crate_dsl.export(net.graph, net, path)
+    x = torch.randn(4, 1, 28, 28)
+    session = crate_dsl.open_session(path, provider="cpu")
+    with torch.no_grad():
+        wanted = net.eval()(x).numpy()
+    # The proof's own bound is 1e-4 of the largest output; logits here are of size 1.
+    assert np.abs(session(image=x.numpy())["logits"] - wanted).max() < 1e-4
