@@ -18,8 +18,8 @@ from crate_dsl.language.diagnostics import UserError
 def build(graph: ModelGraph, seed: int = 0) -> Network:
     """The network of a checked spec, its weights drawn from `seed` in the order of the spec.
 
-    The module is an ordinary one: `state_dict` keys are spec paths (`encoder.3.compress.subspaces`), and its `forward` is
-    generated text that reads like the spec (`crate-dsl show --stage torch` prints it).
+    The module is an ordinary one: `state_dict` keys are spec paths (`encoder.3.compress.subspaces`), and its
+    `forward` is generated text that reads like the spec (`crate-dsl show --stage torch` prints it).
 
     >>> import crate_dsl, torch
     >>> net = crate_dsl.build(crate_dsl.load("specs/crate.crate@fashion"))
@@ -52,7 +52,8 @@ def build(graph: ModelGraph, seed: int = 0) -> Network:
 
 
 class Objective(ObjectiveBase):
-    """A network's objective as a module: called with a batch by input and target names, it gives what training minimises.
+    """A network's objective as a module: called with a batch by input and target names, it gives what training
+    minimises.
 
     It holds the network as `net`; compile it, or hand it to `DistributedDataParallel`, and the whole of the training
     forward is compiled or distributed. A draw that the batch leaves out is drawn.
@@ -71,13 +72,20 @@ class Objective(ObjectiveBase):
         super().__init__()
         graph = net.graph
         if graph.objective is None:
-            raise UserError(f"`{graph.model}` has no objective: there is nothing to minimise", "objective cross_entropy(…)")
+            raise UserError(
+                f"`{graph.model}` has no objective: there is nothing to minimise",
+                "objective cross_entropy(…)",
+            )
         written = TorchWriter(graph).objective()
         self.net = net
         for node in graph.nodes:
             operator = type(node.operator)
             if operator.kind == "objective":
-                _place(self, node.path.removeprefix("objective."), torch_face(operator)(node.operator, node.typing))
+                _place(
+                    self,
+                    node.path.removeprefix("objective."),
+                    torch_face(operator)(node.operator, node.typing),
+                )
         self.__class__ = generated_class(written.base, written.name, written.source)  # type: ignore[assignment]
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:

@@ -83,7 +83,11 @@ def show_number(value: object) -> str:
 
 def float_text(value: Fraction) -> str:
     try:
-        return f"{float(value):.6g}" if abs(value) >= Fraction(10**6) or abs(value) < Fraction(1, 10**4) else repr(float(value))
+        return (
+            f"{float(value):.6g}"
+            if abs(value) >= Fraction(10**6) or abs(value) < Fraction(1, 10**4)
+            else repr(float(value))
+        )
     except OverflowError:
         return f"about 1e{len(str(value.numerator)) - len(str(value.denominator))}"
 

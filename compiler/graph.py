@@ -7,8 +7,8 @@ Two views of the same network:
 - the *nested* view, `ModelGraph.scopes`: who owns which step, and the order of calls inside each owner, as the spec is
   written. The torch modules are generated from it.
 
-Nodes are called by their spec paths, `owner[.layer].step[_k]`; a stage's second use adds `@2`, since its weights are the
-first one's.
+Nodes are called by their spec paths, `owner[.layer].step[_k]`; a stage's second use adds `@2`, since its
+weights are the first one's.
 """
 
 from __future__ import annotations
@@ -126,8 +126,9 @@ class Scope:
 class ModelGraph:
     """A checked network. Everything that the compiler and its tools ask of a spec is asked here.
 
-    `names` gives values the names that the spec gives them; `settings` are the parameters' values in force; `learns` are
-    the model's own `learn` tensors by name; `slots` are all weights by path, in the order in which they are initialised.
+    `names` gives values the names that the spec gives them; `settings` are the parameters' values in force;
+    `learns` are the model's own `learn` tensors by name; `slots` are all weights by path, in the order in
+    which they are initialised.
     """
 
     model: str

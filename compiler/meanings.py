@@ -55,8 +55,8 @@ class StageMeaning:
     body: syntax.Chain | syntax.Graph
     names: Namespace
     span: Span
+    read: bool = False
     recorded: bool = False
-    applications: int = 0
     first_use: Span | None = None
     first_types: tuple[TensorType, ...] = ()
 
@@ -95,11 +95,15 @@ class Definition:
 
 @dataclass(slots=True)
 class Namespace:
-    """Names in scope. A chain body sees all names around it; a graph body only the roles in `sees`."""
+    """Names in scope. A chain body sees all names around it; a graph body only the roles in `sees`.
+
+    It is `incomplete` where something that would have defined names could not be read: what is unknown then is no mistake.
+    """
 
     parent: Namespace | None = None
     sees: frozenset[Role] | None = None
     own: dict[str, Definition] = field(default_factory=dict)
+    incomplete: bool = False
 
     def define(self, name: str, role: Role, meaning: Meaning, span: Span | None) -> Definition:
         definition = Definition(name, role, meaning, span)
@@ -118,6 +122,11 @@ class Namespace:
         if self.find(name):
             return None
         return (self.parent.find(name) or self.parent.hidden(name)) if self.parent else None
+
+    @property
+    def lacks_names(self) -> bool:
+        """Whether this or a namespace around it is incomplete."""
+        return self.incomplete or (self.parent is not None and self.parent.lacks_names)
 
     def visible(self) -> Iterator[Definition]:
         yield from self.own.values()

@@ -13,8 +13,8 @@ from crate_dsl.compiler.operators import Learned, Operator, Port, Typing
 class StepModule(nn.Module):
     """A step in torch: owns the slots that its operator declares, under their names.
 
-    `forward` takes the piped tensors by position, and by name the tensors handed over by argument (`mask = kept`) and the
-    weights that the step borrows. Every tensor has a batch axis in front.
+    `forward` takes the piped tensors by position, and by name the tensors handed over by argument (`mask =
+    kept`) and the weights that the step borrows. Every tensor has a batch axis in front.
     """
 
     def __init__(self, operator: Operator, typing: Typing) -> None:

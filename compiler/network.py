@@ -17,7 +17,11 @@ from crate_dsl.compiler.graph import Entry, ModelGraph
 from crate_dsl.language.diagnostics import UserError
 
 #: What torch holds for each kind of type.
-KINDS = {"float": "a floating-point tensor", "index": "a tensor of whole numbers (int64)", "bool": "a boolean tensor"}
+KINDS = {
+    "float": "a floating-point tensor",
+    "index": "a tensor of whole numbers (int64)",
+    "bool": "a boolean tensor",
+}
 
 
 class Container(nn.Module):
@@ -26,7 +30,9 @@ class Container(nn.Module):
     @property
     def layers(self) -> Iterator[nn.Module]:
         """The layers of a repeat, in order."""
-        return iter([module for name, module in self._modules.items() if name.isdigit() and module is not None])
+        return iter(
+            [module for name, module in self._modules.items() if name.isdigit() and module is not None]
+        )
 
 
 class Generated(Container):
@@ -58,7 +64,9 @@ class Network(Generated):
     def draw(self, name: str, *given: Tensor, **lengths: int) -> Tensor:
         """An input that nobody gave, drawn as the spec declares; `given` tells the batch and the device."""
         if torch.compiler.is_exporting():
-            raise UserError(f"`{name}` is drawn: give it when exporting, so that it is an input of the export")
+            raise UserError(
+                f"`{name}` is drawn: give it when exporting, so that it is an input of the export"
+            )
         return draw(self.graph.inputs[name], given[0].shape[0], given[0].device, lengths)
 
 

@@ -4,9 +4,43 @@ from __future__ import annotations
 
 #: Steps, derived stages and losses by name.
 STEPS = frozenset(
-    "inverse ema each mask gather scatter scan unscan shift corrupt merge tile quantize crops augment mask_tokens "
-    "drop_path cross_compress decompress densify sinusoid rotary flow denoise diffusion denoising next_token "
-    "masked_token sparse_rate rate rate_reduction commitment match info_nce rotation".split()
+    [
+        "inverse",
+        "ema",
+        "each",
+        "mask",
+        "gather",
+        "scatter",
+        "scan",
+        "unscan",
+        "shift",
+        "corrupt",
+        "merge",
+        "tile",
+        "quantize",
+        "crops",
+        "augment",
+        "mask_tokens",
+        "drop_path",
+        "cross_compress",
+        "decompress",
+        "densify",
+        "sinusoid",
+        "rotary",
+        "flow",
+        "denoise",
+        "diffusion",
+        "denoising",
+        "next_token",
+        "masked_token",
+        "sparse_rate",
+        "rate",
+        "rate_reduction",
+        "commitment",
+        "match",
+        "info_nce",
+        "rotation",
+    ]
 )
 
 #: Arguments of steps that are there, as (step, argument).

@@ -6,7 +6,8 @@ A step of the language is one family folder under `steps/` with three faces:
 - `module.py`: a `StepModule` of the same class name, what it does in torch;
 - `onnx.py`: a function named by the operator's `word`, what it is in ONNX.
 
-Nothing else is registered anywhere: arguments, documentation, completion, counts and drawings follow from the declaration.
+Nothing else is registered anywhere: arguments, documentation, completion, counts and drawings follow from the
+declaration.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """`learn(1.0)` or `learn(1e-5, shape = [dim])`: a fresh learned number, or tensor of equal numbers, owned by the step."""
+    """`learn(1.0)` or `learn(1e-5, shape = [dim])`: a fresh learned number, or tensor of equal numbers,
+    owned by the step.
+    """
 
     initial: float
     shape: tuple[int, ...] = ()
@@ -199,8 +202,9 @@ class Operator(BaseModel):
 
     #: How the language spells it.
     word: ClassVar[str]
-    #: `language`: users write it. `expression`: made from arithmetic. `objective`: a loss. `training`: random, only while
-    #: training. `lowered`: only the compiler makes it. Only `language`, `expression` and `lowered` have an `onnx.py` face.
+    #: `language`: users write it. `expression`: made from arithmetic. `objective`: a loss. `training`: random,
+    #: only while training. `lowered`: only the compiler makes it. Only `language`, `expression` and `lowered`
+    #: have an `onnx.py` face.
     kind: ClassVar[Literal["language", "expression", "objective", "training", "lowered"]] = "language"
     #: LaTeX, with ``source`` naming the paper and equation.
     formula: ClassVar[str] = ""
@@ -229,7 +233,9 @@ class Operator(BaseModel):
 
 
 def learned_slots(operator: Operator) -> dict[str, Slot | Weight]:
-    """The weights that come in by argument, each named by it: `learn(…)` is owned, the name of a `learn` is borrowed."""
+    """The weights that come in by argument, each named by it: `learn(…)` is owned, the name of a `learn` is
+    borrowed.
+    """
     found: dict[str, Slot | Weight] = {}
     for name in type(operator).model_fields:
         value = getattr(operator, name)
@@ -267,5 +273,7 @@ def check_scalar(operator: Operator, argument: str, width: int) -> None:
 def ports(operator: Operator) -> dict[str, Port]:
     """The arguments of this use that are tensors, in the order of the fields."""
     return {
-        name: value for name in type(operator).model_fields if isinstance(value := getattr(operator, name), Port)
+        name: value
+        for name in type(operator).model_fields
+        if isinstance(value := getattr(operator, name), Port)
     }

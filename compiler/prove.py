@@ -107,7 +107,11 @@ class Proof:
 
         with_lengths = any(row.case.lengths for row in self.rows)
         table = Table(
-            box=SIMPLE_HEAD, title="onnxruntime against torch", title_justify="left", pad_edge=False
+            box=SIMPLE_HEAD,
+            title="onnxruntime against torch",
+            title_justify="left",
+            pad_edge=False,
+            padding=0,
         )
         table.add_column("weights", no_wrap=True)
         table.add_column("batch", justify="right", no_wrap=True)
@@ -138,11 +142,11 @@ class Proof:
         console = Console(width=80, color_system=None)
         with console.capture() as capture:
             console.print(self.table())
-        return capture.get().rstrip()
+        return "\n".join(line.rstrip() for line in capture.get().splitlines()).rstrip()
 
 
 class ProofError(UserError):
-    """An export that does not compute what torch computes; no file was written. `proof` is the table, if it came to one."""
+    """An export that does not compute what torch computes: no file was written. `proof` is the table, if any."""
 
     def __init__(self, message: str, *help: str, proof: Proof | None = None) -> None:
         super().__init__(message, *help, exit_code=3)

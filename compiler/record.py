@@ -15,14 +15,19 @@ from crate_dsl.compiler.types import TensorType
 from crate_dsl.language.diagnostics import Label
 from crate_dsl.language.source import Span
 
-#: The most steps that a spec may expand to: CRATE of 100,000 layers. More is a mistake, found before time is spent.
-MAXIMUM_NODES = 200_000
+#: The most steps that a spec may expand to, uses of blocks and stages counted: CRATE of nearly 100,000 layers. More is a
+#: mistake, found before time is spent.
+MAXIMUM_STEPS = 200_000
 #: The most blocks, stages and repeats that may be inside one another.
 MAXIMUM_DEPTH = 64
 
 
 class TooLarge(Exception):
-    """The spec expands to more steps than `MAXIMUM_NODES`."""
+    """The spec expands to more steps than `MAXIMUM_STEPS`. `span` is where that is known."""
+
+    def __init__(self, span: Span) -> None:
+        super().__init__(span)
+        self.span = span
 
 
 class SlotMismatch(Exception):
@@ -43,18 +48,38 @@ class Owner:
 
     path: str
     counts: Counter[str] = field(default_factory=Counter)
+    taken: set[str] = field(default_factory=set)
 
     def path_of(self, name: str) -> str:
-        self.counts[name] += 1
-        count = self.counts[name]
-        own = name if count == 1 else f"{name}_{count}"
-        return f"{self.path}.{own}" if self.path else own
+        """A path that nothing else has."""
+        while True:
+            self.counts[name] += 1
+            own = name if self.counts[name] == 1 else f"{name}_{self.counts[name]}"
+            if own not in self.taken:
+                self.taken.add(own)
+                return f"{self.path}.{own}" if self.path else own
 
     def layers(self) -> str:
         """The prefix of a repeat's layers: the owner's own path, or `owner.repeat_k` from the second repeat on."""
-        self.counts["repeat"] += 1
-        count = self.counts["repeat"]
-        return self.path if count == 1 else f"{self.path}.repeat_{count}"
+        path = self.path_of("repeat")
+        return self.path if self.counts["repeat"] == 1 else path
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A use of a block, stage, repeat or residual that led to where steps are being read.
+
+    `body` is its own text where that says no less than the label: a mistake inside it needs no word about the use.
+    """
+
+    label: Label
+    body: Span | None = None
+
+    def evident(self, span: Span) -> bool:
+        """Whether who sees the place of a mistake also sees this use."""
+        body = self.body
+        inside = body is not None and body.source is span.source and body.start <= span.start and span.end <= body.end
+        return inside or self.label.span == span
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +89,19 @@ class Place:
     owner: Owner
     scope: Scope | None
     names: Namespace
-    uses: tuple[Label, ...] = ()
+    uses: tuple[Use, ...] = ()
     blocks: tuple[str, ...] = ()
     frozen: bool = False
     objective: bool = False
     dry: bool = False
 
-    def within(self, text: str, span: Span) -> Place:
+    def within(self, text: str, span: Span, body: Span | None = None) -> Place:
         """One level further in, with the use that led there."""
-        return replace(self, uses=(Label(span=span, text=text), *self.uses))
+        return replace(self, uses=(Use(Label(span=span, text=text), body), *self.uses))
+
+    def led_to(self, span: Span) -> tuple[Label, ...]:
+        """The chain of uses that led to a mistake, innermost first."""
+        return tuple(use.label for use in self.uses if not use.evident(span))
 
     @property
     def depth(self) -> int:
@@ -89,8 +118,15 @@ class Recorder:
         self.learns: dict[str, Slot] = {}
         self.names: dict[Value, str] = {}
         self.trained: set[str] = set()
+        self.steps = 0
         self._first: dict[str, Node] = {}
         self._uses: Counter[str] = Counter()
+
+    def count(self, span: Span) -> None:
+        """One more step has been read. Raises `TooLarge` where there are too many."""
+        self.steps += 1
+        if self.steps > MAXIMUM_STEPS:
+            raise TooLarge(span)
 
     def entry(self, entry: Entry) -> Tensor:
         """An input or target."""
@@ -118,11 +154,8 @@ class Recorder:
         """One use of a step; its results.
 
         Raises:
-            TooLarge: the graph is full.
             SlotMismatch, LayoutMismatch: the step was used before, on something else.
         """
-        if len(self.graph) >= MAXIMUM_NODES:
-            raise TooLarge
         weights: dict[str, Ref] = {}
         for name, weight in typing.weights.items():
             slot_path = f"{path}.{name}" if isinstance(weight, Slot) else weight.name
@@ -136,7 +169,8 @@ class Recorder:
             raise LayoutMismatch
         self._uses[path] += 1
         name = path if self._uses[path] == 1 else f"{path}@{self._uses[path]}"
-        node = Node(name, path, operator, typing, inputs, dict(ports), weights, span, place.uses)
+        uses = tuple(use.label for use in place.uses)
+        node = Node(name, path, operator, typing, inputs, dict(ports), weights, span, uses)
         self._first.setdefault(path, node)
         self.graph.add_node(name, item=node)
         for key, value in [*((str(i), value) for i, value in enumerate(inputs)), *ports.items()]:

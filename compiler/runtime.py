@@ -44,7 +44,28 @@ ELEMENTS = {"float": "tensor(float)", "index": "tensor(int64)", "bool": "tensor(
 ACCEPTED = {"float": "f", "index": "iu", "bool": "b"}
 #: What onnxruntime may keep on the CPU beside a GPU: arithmetic on sizes.
 SHAPE_ARITHMETIC = frozenset(
-    ["Add", "Cast", "Concat", "Constant", "ConstantOfShape", "Div", "Gather", "Identity", "Max", "Min", "Mul", "Range", "ReduceProd", "Reshape", "Shape", "Size", "Slice", "Squeeze", "Sub", "Unsqueeze"]
+    [
+        "Add",
+        "Cast",
+        "Concat",
+        "Constant",
+        "ConstantOfShape",
+        "Div",
+        "Gather",
+        "Identity",
+        "Max",
+        "Min",
+        "Mul",
+        "Range",
+        "ReduceProd",
+        "Reshape",
+        "Shape",
+        "Size",
+        "Slice",
+        "Squeeze",
+        "Sub",
+        "Unsqueeze",
+    ]
 )
 #: onnxruntime's own level of messages: everything that matters arrives as an exception.
 FATAL = 4
@@ -99,6 +120,10 @@ def _require_cuda(session: onnxruntime.InferenceSession) -> None:
         raise UserError(
             "onnxruntime found the GPU, but not the CUDA libraries that it needs",
             "pip install onnxruntime-gpu[cuda,cudnn]",
+        )
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        raise UserError(
+            "this onnxruntime cannot say what it runs on the GPU", "pip install --upgrade onnxruntime-gpu"
         )
     on_cpu = {
         node.op_type

@@ -136,7 +136,9 @@ class Layout:
         raise KeyError(name)
 
     def __str__(self) -> str:
-        return " ".join(f"{s.name}:{s.length}" + (f"({s.grid.rows}x{s.grid.columns})" if s.grid else "") for s in self)
+        return " ".join(
+            f"{s.name}:{s.length}" + (f"({s.grid.rows}x{s.grid.columns})" if s.grid else "") for s in self
+        )
 
 
 Kind = Literal["float", "index", "bool"]

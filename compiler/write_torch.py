@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from crate_dsl.compiler.graph import Apply, Call, Entry, Loop, ModelGraph, Node, Scope, Value
+from crate_dsl.compiler.graph import Apply, Call, Entry, Loop, ModelGraph, Node, Value
 
 #: What a captured thing is: a value of an outer scope, or a `learn` or stage at the top of the model, by name.
 Capture = Value | str
@@ -55,8 +55,14 @@ class TorchWriter:
             self._statements(body, scope.body)
             result = self._name(body, scope.results[0])
             captured = [self._capture_name(body, capture) for capture in body.captures]
-            arguments = ["self", *(f"{self._safe(n)}" for n in scope.names[: len(scope.parameters)]), *captured]
-            self.classes[path] = self._class(path, "Scope", arguments, [*body.lines, f"return {result}"], tuple(body.captures))
+            arguments = [
+                "self",
+                *(f"{self._safe(n)}" for n in scope.names[: len(scope.parameters)]),
+                *captured,
+            ]
+            self.classes[path] = self._class(
+                path, "Scope", arguments, [*body.lines, f"return {result}"], tuple(body.captures)
+            )
         return self.classes[path]
 
     def network(self) -> Written:
@@ -72,7 +78,10 @@ class TorchWriter:
         drawn = [entry for entry in entries if entry.source is not None]
         given = [entry for entry in entries if entry.source is None]
         for entry in drawn:
-            body.lines += [f"if {entry.name} is None:", f"    {entry.name} = self.draw({self._draw_arguments(entry, given)})"]
+            body.lines += [
+                f"if {entry.name} is None:",
+                f"    {entry.name} = self.draw({self._draw_arguments(entry, given)})",
+            ]
         for entry in entries:
             body.lines.append(f'{entry.name} = self.accept("{entry.name}", {entry.name})  # {entry.type}')
         self._statements(body, items)
@@ -112,7 +121,12 @@ class TorchWriter:
         for dim in entry.type.shape:
             for other in given:
                 for axis, size in enumerate(other.type.shape):
-                    if dim.symbol is not None and size.symbol == dim.symbol and size.scale == 1 and size.offset == 0:
+                    if (
+                        dim.symbol is not None
+                        and size.symbol == dim.symbol
+                        and size.scale == 1
+                        and size.offset == 0
+                    ):
                         lengths[dim.symbol.name] = f"{dim.symbol.name}={other.name}.shape[{axis + 1}]"
         return ", ".join([f'"{entry.name}"', *([given[0].name] if given else []), *lengths.values()])
 
@@ -159,7 +173,9 @@ class TorchWriter:
         assert len(body.lines) >= start
 
     def _call(self, body: _Body, node: Node, position: int) -> None:
-        weights = {name: self._weight(body, ref.slot) for name, ref in node.weights.items() if name not in node.slots}
+        weights = {
+            name: self._weight(body, ref.slot) for name, ref in node.weights.items() if name not in node.slots
+        }
         ports = {name: self._name(body, value) for name, value in node.ports.items()}
         operator = node.operator
         if type(operator).kind == "expression":
@@ -197,8 +213,12 @@ class TorchWriter:
         target = self._assign(body, item.result, hint, position)
         if target != start:
             body.lines.append(f"{target} = {start}")
-        body.lines.append(f"for layer in {self._module(body, container)}.layers:  # {len(item.layers)} layers")
-        body.lines.append(f"    {target} = layer({', '.join([target, *captured])})  # {self.graph.type_of(item.result)}")
+        body.lines.append(
+            f"for layer in {self._module(body, container)}.layers:  # {len(item.layers)} layers"
+        )
+        body.lines.append(
+            f"    {target} = layer({', '.join([target, *captured])})  # {self.graph.type_of(item.result)}"
+        )
 
     # -------------------------------------------------------------- names
 
@@ -269,11 +289,23 @@ class TorchWriter:
 
     # -------------------------------------------------------------- classes
 
-    def _class(self, path: str, base: str, arguments: list[str], lines: list[str], captures: tuple[Capture, ...]) -> Written:
-        text = "\n".join([f"    def forward({', '.join(arguments)}):", *(f"        {line}" for line in lines)])
+    def _class(
+        self, path: str, base: str, arguments: list[str], lines: list[str], captures: tuple[Capture, ...]
+    ) -> Written:
+        text = "\n".join(
+            [f"    def forward({', '.join(arguments)}):", *(f"        {line}" for line in lines)]
+        )
         name = self._class_name(path, text)
-        docstring = {"Network": f"`{self.graph.model}`", "ObjectiveBase": f"The objective of `{self.graph.model}`"}
-        where = docstring.get(base, f"`{path}`" if not path.rpartition(".")[2].isdigit() else f"A layer of `{path.rpartition('.')[0]}`")
+        docstring = {
+            "Network": f"`{self.graph.model}`",
+            "ObjectiveBase": f"The objective of `{self.graph.model}`",
+        }
+        where = docstring.get(
+            base,
+            f"`{path}`"
+            if not path.rpartition(".")[2].isdigit()
+            else f"A layer of `{path.rpartition('.')[0]}`",
+        )
         key = f"{base} {text}"
         if key in self._taken:
             name, source = self._taken[key].split("\n", 1)
@@ -283,7 +315,13 @@ class TorchWriter:
         return Written(name, base, source, captures)
 
     def _class_name(self, path: str, text: str) -> str:
-        parts = [self.graph.model] if not path else ["objective", self.graph.model] if path == "objective" else path.split(".")
+        parts = (
+            [self.graph.model]
+            if not path
+            else ["objective", self.graph.model]
+            if path == "objective"
+            else path.split(".")
+        )
         parts = ["layer" if part.isdigit() else part for part in parts]
         words = [word for part in parts for word in part.split("_")]
         wanted = "".join(word[:1].upper() + word[1:] for word in words)

@@ -17,13 +17,8 @@ from rich.text import Text
 
 from crate_dsl.language.diagnostics import UserError
 
-#: A few minutes' worth of a recipe: the spec's own is that of the paper, for a million images and many GPUs.
-RECIPE: Mapping[str, str] = {
-    "optimizer": "adamw(lr = 2e-3, weight_decay = 0.05)",
-    "schedule": "cosine(warmup = 1)",
-    "epochs": "12",
-    "batch": "64",
-}
+#: The spec's recipe is made for a set of 60,000 images. With 3,600, more epochs and smaller steps take as long as one.
+RECIPE: Mapping[str, str] = {"epochs": "12", "batch": "64"}
 #: Images that onnxruntime takes at once.
 BATCH = 250
 #: How many right and wrong pictures the terminal shows.

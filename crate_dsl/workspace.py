@@ -64,7 +64,11 @@ class Program:
             report.add(Diagnostic(code="E0214", message=message, help=(f"did you mean `{near}`?" if near else known,)))
             return None
         if name is None and len(models) != 1:
-            message = f"{self.source.name} has {len(models) or 'no'} models" if models else f"{self.source.name} has no model"
+            message = (
+                f"{self.source.name} has {len(models) or 'no'} models"
+                if models
+                else f"{self.source.name} has no model"
+            )
             help = tuple([f"name one: {self.source.name}:{next(iter(models))}"] if models else [])
             report.add(Diagnostic(code="E0215", message=message, help=help))
             return None
@@ -120,7 +124,11 @@ class _Reader:
     def _import(self, item: syntax.Import, importer: Path, chain: tuple[Path, ...], names: Namespace) -> None:
         path = (importer.parent / item.path.value).resolve()
         if not path.is_relative_to(self.folder):
-            self._error("E0518", item.path, f"an import stays inside the root spec's folder, and `{item.path.value}` leaves it")
+            self._error(
+                "E0518",
+                item.path,
+                f"an import stays inside the root spec's folder, and `{item.path.value}` leaves it",
+            )
             return
         if path in chain:
             self._error("E0519", item.path, f"`{item.path.value}` imports its importer: a circle")
@@ -237,8 +245,7 @@ def check_source(
 def _variants(model: syntax.Model) -> Iterator[str | None]:
     """The model as it stands, then each of its variants."""
     yield None
-    for name in dict.fromkeys(s.name.text for s in model.statements if isinstance(s, syntax.Variant)):
-        yield name
+    yield from dict.fromkeys(s.name.text for s in model.statements if isinstance(s, syntax.Variant))
 
 
 def check_text(name: str, text: str) -> list[Diagnostic]:

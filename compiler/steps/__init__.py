@@ -17,11 +17,17 @@ def operators() -> dict[str, type[Operator]]:
     for family in sorted(module.name for module in iter_modules(__path__) if module.ispkg):
         declared = import_module(f"{__name__}.{family}.operator")
         for value in vars(declared).values():
-            if isinstance(value, type) and issubclass(value, Operator) and value.__module__ == declared.__name__:
+            if (
+                isinstance(value, type)
+                and issubclass(value, Operator)
+                and value.__module__ == declared.__name__
+            ):
                 if value.__dict__.get("word") is None:
                     continue
                 if value.word in found:
-                    raise ValueError(f"two operators are called {value.word}: {found[value.word]} and {value}")
+                    raise ValueError(
+                        f"two operators are called {value.word}: {found[value.word]} and {value}"
+                    )
                 found[value.word] = value
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from crate_dsl.language import slips
 from crate_dsl.language.diagnostics import Diagnostic
@@ -24,9 +25,9 @@ def balance(source: Source, tokens: list[Token]) -> Balanced:
     """Add the closers that are missing and leave out those that are too many."""
     if _match(tokens):
         return Balanced(tokens)
-    # Hints find the place of a slip; where the text is not indented they find more than there is.
+    # Hints find the place of a slip, but in a text that is arranged in another way they may find far too many.
     hinted, plain = (_Balancer(source, tokens, hints).run() for hints in (True, False))
-    return hinted if len(hinted.diagnostics) <= len(plain.diagnostics) else plain
+    return hinted if len(hinted.diagnostics) <= 2 * len(plain.diagnostics) + 1 else plain
 
 
 def deepest(tokens: list[Token]) -> tuple[int, Token | None]:
@@ -67,6 +68,7 @@ class _Balancer:
         self.source = source
         self.given = tokens
         self.hints = hints
+        self.indented = hints and self.is_indented()
         self.indent = 0  # of the current line
         self.open: list[_Open] = []
         self.found = Balanced([])
@@ -76,16 +78,15 @@ class _Balancer:
             if len(self.found.diagnostics) > MOST_MISTAKES:
                 break
             if token.first:
-                self.indent = self.source.position(token.start)[1] - 1
+                self.indent = self.column(token)
                 if self.hints:
                     self.close_before(index)
             if token.type in CLOSERS:
                 if self.hints and self.begins_body(index):
                     self.add_closer()
                 self.open.append(_Open(token, self.indent))
-            elif token.type in CLOSERS.values():
-                if not self.closes(index):
-                    continue
+            elif token.type in CLOSERS.values() and not self.closes(index):
+                continue
             self.found.tokens.append(token)
         while self.open:
             self.add_closer()
@@ -100,18 +101,33 @@ class _Balancer:
 
     def must_be_closed(self, top: _Open, index: int) -> bool:
         token = self.given[index]
-        if token.type in ITEMS:
+        if token.type in ITEMS or (token.type == "}" and top.token.type != "{"):
             return True
         starts = starts_statement(self.given, index)
         if top.token.type != "{":
             # A named argument on a line of its own looks like a binding, but comes after a comma.
             named = token.type == "NAME" and self.given[index - 1].type in (",", "(", "[")
-            return starts and (not named or self.indent <= top.indent and self.given[index - 1].type == ",")
+            return starts and (not named or (self.indent <= top.indent and self.given[index - 1].type == ","))
         if token.type in MODEL_STATEMENTS and starts and len(self.open) > 1:
             return True
+        if not self.indented:
+            return False
         if token.type == "}":
             return self.indent < top.indent and any(other.indent <= self.indent for other in self.open[:-1])
         return self.indent <= top.indent and (token.type not in CLOSERS.values())
+
+    def is_indented(self) -> bool:
+        """Whether bodies stand further in than the lines that open them, nearly always."""
+        votes = [0, 0]
+        indent = 0
+        for token, after in pairwise(self.given):
+            indent = self.column(token) if token.first else indent
+            if token.type == "{" and after.first and after.type != "}":
+                votes[self.column(after) > indent] += 1
+        return votes[1] > 3 * votes[0]
+
+    def column(self, token: Token) -> int:
+        return self.source.position(token.start)[1] - 1
 
     def begins_body(self, index: int) -> bool:
         """Whether a `{` at the end of a line begins a body although a parenthesis of that line is open."""

@@ -69,7 +69,10 @@ class Builder:
     is kept as `Broken`, with the names that it would have bound; `skipped` holds those of text that was passed over."""
 
     def __init__(
-        self, source: Source, mended: Iterable[int] = (), skipped: Mapping[int, tuple[Identifier, ...]] | None = None
+        self,
+        source: Source,
+        mended: Iterable[int] = (),
+        skipped: Mapping[int, tuple[Identifier, ...]] | None = None,
     ) -> None:
         self.source = source
         self.mended = set(mended)
@@ -249,7 +252,11 @@ def _target(b: Builder, span: Span, parts: Parts) -> Node:
 
 @makes("stage")
 def _stage(b: Builder, span: Span, parts: Parts) -> Node:
-    return Stage(span=span, name=b.name(parts), body=body(parts) or Chain(span=parts[-1].span, lines=(parts[-1].steps,)))
+    return Stage(
+        span=span,
+        name=b.name(parts),
+        body=body(parts) or Chain(span=parts[-1].span, lines=(parts[-1].steps,)),
+    )
 
 
 @makes("binding")

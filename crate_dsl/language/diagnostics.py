@@ -94,7 +94,11 @@ class Report:
     def add(self, diagnostic: Diagnostic) -> None:
         """Keep a diagnostic; a second one of the same code at the same place (a repeat's next layer) is dropped."""
         span = diagnostic.where.span if diagnostic.where else None
-        key = (diagnostic.code, span and (span.source.name, span.start, span.end), None if span else diagnostic.message)
+        key = (
+            diagnostic.code,
+            span and (span.source.name, span.start, span.end),
+            None if span else diagnostic.message,
+        )
         if key not in self._seen:
             self._seen.add(key)
             self._found.append(diagnostic)

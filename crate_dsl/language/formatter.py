@@ -124,7 +124,12 @@ class _Formatter:
     # -------------------------------------------------------------- lines and lists
 
     def lines(
-        self, nodes: Sequence[N], doc: Callable[[N], Doc], start: int, end: int, apart: Callable[[N], bool] | None = None
+        self,
+        nodes: Sequence[N],
+        doc: Callable[[N], Doc],
+        start: int,
+        end: int,
+        apart: Callable[[N], bool] | None = None,
     ) -> list[Doc]:
         """What stands between two offsets: nodes on lines of their own, comments, and the empty lines between them.
 
@@ -216,7 +221,9 @@ class _Formatter:
         if isinstance(node, Stage):
             head = text(self.word("stage ", node.span.start), self.name(node.name), " ")
             equals = self.mark("= ", node.name.span.end)
-            bare = isinstance(node.body, Chain) and node.body.span.text[:1] != "{" and len(node.body.lines) == 1
+            bare = (
+                isinstance(node.body, Chain) and node.body.span.text[:1] != "{" and len(node.body.lines) == 1
+            )
             return text(head, equals, self.run(node.body.steps) if bare else self.body(node.body))
         if isinstance(node, Binding):
             names = Fill(tuple(self.followed(self.name(name), ",", name is not node.names[-1]) for name in node.names))
@@ -363,7 +370,10 @@ class _Formatter:
         first, *others = values
         ends = [value.span.end for value in values]
         doc = self.expression(first)
-        return self.chain(doc, ((operator, value, self.find(operator, end)) for value, end in zip(others, ends, strict=False)))
+        return self.chain(
+            doc,
+            ((operator, value, self.find(operator, end)) for value, end in zip(others, ends, strict=False)),
+        )
 
 
 class _Run(Node):

@@ -12,7 +12,7 @@ from crate_dsl.language.recovery import TooManyMistakes, recover
 from crate_dsl.language.source import Source, Span
 from crate_dsl.language.syntax import BrokenItem, File, Node, children
 from crate_dsl.language.tables import load
-from crate_dsl.language.tokens import MOST_BYTES, MOST_MISTAKES, MOST_NESTING, Token, tokenize
+from crate_dsl.language.tokens import MOST_BYTES, MOST_MISTAKES, MOST_NESTING, tokenize
 
 __all__ = ["Parsed", "parse", "read_source"]
 

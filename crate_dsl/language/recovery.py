@@ -194,7 +194,11 @@ class _Recovery:
 
     def is_known(self, index: int, anchor: _Anchor, kind: Kind) -> bool:
         """Whether the statement has had a message before, for a bracket or a character in it."""
-        begin, end = anchor.index, self.next_start(anchor.index, index, kind)
+        begin, end = (
+            anchor.index,
+            index + 1 if kind == "items" else self.next_start(anchor.index, index, kind),
+        )
+        end = min(end, len(self.tokens) - 1)
         return any(self.tokens[begin].start <= offset < self.tokens[end].start for offset in self.known)
 
     def apply(self, mend: Mend, index: int, anchor: _Anchor) -> int:
@@ -232,7 +236,8 @@ class _Recovery:
                     starts = token.type in ITEMS and token.first
                 else:
                     starts = starts_statement(self.tokens, position) or (
-                        kind == "steps" and token.type == "NAME" and token.first
+                        token.first
+                        and (token.type in STATEMENTS or (kind == "steps" and token.type == "NAME"))
                     )
                 if starts:
                     return position

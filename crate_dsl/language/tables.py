@@ -107,7 +107,13 @@ def compile_grammar(text: str) -> Tables:
     import lark
 
     parser = lark.Lark(
-        text, parser="lalr", lexer="basic", start="file", keep_all_tokens=True, maybe_placeholders=False, strict=True
+        text,
+        parser="lalr",
+        lexer="basic",
+        start="file",
+        keep_all_tokens=True,
+        maybe_placeholders=False,
+        strict=True,
     )
     patterns, keywords = _terminals(parser)
     spelling = {t.name: t.pattern.value if t.pattern.type == "str" else t.name for t in parser.terminals} | {END: END}

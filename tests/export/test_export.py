@@ -84,7 +84,10 @@ def test_texts_of_any_length_pass(tmp_path: Path) -> None:
     graph, net = text()
     proof = export(graph, net, tmp_path / "text.onnx")
     assert {row.output for row in proof.rows} == {"logits", "words"} and len(proof.rows) == 12
-    assert max(map(len, str(proof).splitlines())) <= 80
+    lines = str(proof).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum(line.endswith("ok") for line in lines) == len(proof.rows)  # no row is broken
+    assert any("n = 9" in line and "logits" in line for line in lines)
 
 
 def test_perturbing_moves_every_weight() -> None:

@@ -89,7 +89,12 @@ def bodies(statement: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 def with_bodies(statement: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    step = node(syntax.Step, name=identifiers, arguments=maybe(some(arguments(expressions))), body=maybe(bodies(statement)))
+    step = node(
+        syntax.Step,
+        name=identifiers,
+        arguments=maybe(some(arguments(expressions))),
+        body=maybe(bodies(statement)),
+    )
     return st.one_of(
         node(syntax.Stage, name=identifiers, body=bodies(statement)),
         node(syntax.Stage, name=identifiers, body=node(syntax.Chain, lines=some(some(step, least=1), least=1))),

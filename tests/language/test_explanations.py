@@ -104,7 +104,7 @@ def test_a_folder(folder: Path) -> None:
 def test_a_file_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "small.crate").touch()
 
-    def refuse(*_: object) -> None:  # the tests may run as a user who may read everything
+    def refuse(*_: object, **__: object) -> None:  # the tests may run as a user who may read everything
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refuse)

@@ -133,7 +133,10 @@ def test_inputs_are_taken_by_place_and_by_name(tiny: Network) -> None:
     [
         (torch.zeros(2, 1, 12, 8), "`image` is [batch, 1, 8, 12], but is given [2, 1, 12, 8]"),
         (torch.zeros(1, 8, 12), "`image` is [batch, 1, 8, 12], but is given [1, 8, 12]"),
-        (torch.zeros(2, 1, 8, 12, dtype=torch.int64), "`image` is a floating-point tensor, but is given torch.int64"),
+        (
+            torch.zeros(2, 1, 8, 12, dtype=torch.int64),
+            "`image` is a floating-point tensor, but is given torch.int64",
+        ),
     ],
 )
 def test_inputs_that_do_not_fit(tiny: Network, value: Tensor, message: str) -> None:
@@ -159,7 +162,9 @@ def test_it_compiles_whole(tiny: Network) -> None:
 
 
 def test_torch_exports_it_with_a_dynamic_batch(tiny: Network) -> None:
-    program = torch.export.export(tiny.eval(), (pictures(),), dynamic_shapes={"image": {0: torch.export.Dim("batch")}})
+    program = torch.export.export(
+        tiny.eval(), (pictures(),), dynamic_shapes={"image": {0: torch.export.Dim("batch")}}
+    )
     x = pictures(5)
     assert (program.module()(x) - tiny(x)).abs().max() < SINGLE
 
@@ -283,7 +288,9 @@ def test_draws_stand_in_for_inputs_that_nobody_gives(reader: Network) -> None:
 
 
 def test_frozen_uses_give_no_gradient(reader: Network) -> None:
-    """`twice` is trained by its own uses and not by its frozen one: gradients equal those with the last use detached."""
+    """`twice` is trained by its own uses and not by its frozen one: gradients equal those with the last use
+    detached.
+    """
     objective = crate_dsl.Objective(reader)
     batch = {**words(2, 4), "noise": torch.zeros(2, 4, 8), "next": torch.randint(0, 11, (2, 4))}
     objective(batch).backward()
@@ -316,7 +323,11 @@ def test_the_larger_network_copies_pickles_compiles_and_exports(reader: Network)
 
 
 def test_a_spec_without_objective_has_none() -> None:
-    net = network(TINY.replace("    objective cross_entropy(logits, label)\n", "").replace("    target label : index(classes)\n", ""))
+    net = network(
+        TINY.replace("    objective cross_entropy(logits, label)\n", "").replace(
+            "    target label : index(classes)\n", ""
+        )
+    )
     with pytest.raises(UserError, match="has no objective"):
         crate_dsl.Objective(net)
 

@@ -1,4 +1,6 @@
-"""Every shipped spec: its published size, and the whole road from text to a proved ONNX file in its smallest variant."""
+"""Every shipped spec: its published size, and the whole road from text to a proved ONNX file in its smallest
+variant.
+"""
 
 from __future__ import annotations
 

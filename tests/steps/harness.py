@@ -34,7 +34,13 @@ class Step:
         keywords = [name for name in given if not name.startswith("x") or not name[1:].isdigit()]
         body = Body()
         face = onnx_face(type(self.operator))
-        results = face(body, self.operator, self.typing, *[f"x{i}" for i in range(len(arrays))], **{k: k for k in keywords})
+        results = face(
+            body,
+            self.operator,
+            self.typing,
+            *[f"x{i}" for i in range(len(arrays))],
+            **{k: k for k in keywords},
+        )
         results = (results,) if isinstance(results, str) else results
         function = body.function(self.operator.word, list(given), list(results))
         outputs = [f"y{i}" for i in range(len(results))]
@@ -43,7 +49,11 @@ class Step:
             helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.numpy().dtype), list(value.shape))
             for name, value in given.items()
         ]
-        kinds = {"float": onnx.TensorProto.FLOAT, "index": onnx.TensorProto.INT64, "bool": onnx.TensorProto.BOOL}
+        kinds = {
+            "float": onnx.TensorProto.FLOAT,
+            "index": onnx.TensorProto.INT64,
+            "bool": onnx.TensorProto.BOOL,
+        }
         graph_outputs = [
             helper.make_tensor_value_info(name, kinds[type_.kind], ["B", *[None] * type_.rank])
             for name, type_ in zip(outputs, self.typing.outputs, strict=True)

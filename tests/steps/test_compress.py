@@ -46,7 +46,10 @@ def normalised(item: Step, z: Tensor, w: dict[str, Tensor]) -> Tensor:
     form = item.operator.norm
     if isinstance(form, LayerNorm):
         centred = z - z.mean(-1, keepdim=True)
-        return centred / (centred.square().mean(-1, keepdim=True) + form.eps).sqrt() * w["norm_weight"] + w["norm_bias"]
+        return (
+            centred / (centred.square().mean(-1, keepdim=True) + form.eps).sqrt() * w["norm_weight"]
+            + w["norm_bias"]
+        )
     if isinstance(form, RmsNorm):
         return z / (z.square().mean(-1, keepdim=True) + form.eps).sqrt() * w["norm_weight"]
     return z

@@ -16,7 +16,12 @@ from tests.steps.harness import step
 #: Rounding of float64, and of float32, over a dozen terms of size 1.
 EXACT, SINGLE = 1e-12, 1e-5
 
-VARIANTS = {"layer": Norm(), "eps": Norm(eps=0.1), "rms": Norm(by=RmsNorm()), "rms_eps": Norm(by=RmsNorm(), eps=0.1)}
+VARIANTS = {
+    "layer": Norm(),
+    "eps": Norm(eps=0.1),
+    "rms": Norm(by=RmsNorm()),
+    "rms_eps": Norm(by=RmsNorm(), eps=0.1),
+}
 
 
 @pytest.mark.parametrize("shape", [(7, 11), (11,)])
@@ -29,7 +34,10 @@ def test_module_and_onnx_are_the_formula(variant: str, shape: tuple[int, ...]) -
     w = {name: value.detach().double() for name, value in item.module.named_parameters()}
     if isinstance(operator.form, LayerNorm):
         centred = z - z.mean(-1, keepdim=True)
-        wanted = centred / (centred.square().mean(-1, keepdim=True) + operator.form.eps).sqrt() * w["weight"] + w["bias"]
+        wanted = (
+            centred / (centred.square().mean(-1, keepdim=True) + operator.form.eps).sqrt() * w["weight"]
+            + w["bias"]
+        )
     else:
         wanted = z / (z.square().mean(-1, keepdim=True) + operator.form.eps).sqrt() * w["weight"]
     assert (deepcopy(item.module).double()(z) - wanted).abs().max() < EXACT

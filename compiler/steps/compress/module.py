@@ -11,7 +11,9 @@ from crate_dsl.compiler.steps.norm.module import normalise
 
 
 class Compress(StepModule):
-    """Z + κ MSSA(norm Z | U) as published, or Z - κα (X - U-combination of softmax heads) as derived: (B, N, d) -> (B, N, d)."""
+    """Z + κ MSSA(norm Z | U) as published, or Z - κα (X - U-combination of softmax heads) as derived: (B, N,
+    d) -> (B, N, d).
+    """
 
     subspaces: Tensor
     out_weight: Tensor
@@ -25,7 +27,9 @@ class Compress(StepModule):
         scale: Tensor | None = None,
     ) -> Tensor:
         op = self.operator
-        x_bnd = normalise(op.norm, z_bnd, getattr(self, "norm_weight", None), getattr(self, "norm_bias", None))
+        x_bnd = normalise(
+            op.norm, z_bnd, getattr(self, "norm_weight", None), getattr(self, "norm_bias", None)
+        )
         # U_k^T X for every subspace at once; tokens are rows here.
         w_bknp = F.linear(x_bnd, self.subspaces).unflatten(-1, (op.subspaces, op.rank)).transpose(1, 2)
         query_bknp = w_bknp

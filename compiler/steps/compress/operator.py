@@ -36,7 +36,9 @@ class Compress(Operator):
         r"Z + \kappa\,\mathrm{MSSA}(\operatorname{norm} Z \mid U_{[K]}),\quad "
         r"\mathrm{MSSA}(X) = \sum_k O_k\, U_k^\top X \operatorname{softmax}(s\,(U_k^\top X)^\top (U_k^\top X))"
     )
-    source: ClassVar[str] = "Yu et al. 2023, White-Box Transformers via Sparse Rate Reduction, arXiv 2311.13110, eq. 33"
+    source: ClassVar[str] = (
+        "Yu et al. 2023, White-Box Transformers via Sparse Rate Reduction, arXiv 2311.13110, eq. 33"
+    )
 
     subspaces: Whole
     rank: Whole
@@ -53,7 +55,9 @@ class Compress(Operator):
 
     @property
     def tied(self) -> bool:
-        """Whether the bases themselves lead back to the tokens (always in derived steps, on request in the published one)."""
+        """Whether the bases themselves lead back to the tokens (always in derived steps, on request in the
+        published one).
+        """
         return self.out == "tied" or (self.out is None and self.gradient == "softmax")
 
     @property
@@ -71,7 +75,11 @@ class Compress(Operator):
         (tokens,) = inputs
         width = width_of(self.word, tokens)
         if self.gradient == "softmax" and self.out == "free":
-            raise Mistake("E0305", "the derived step leads back through its own bases: `out = free` needs `gradient = attention`", at="out")
+            raise Mistake(
+                "E0305",
+                "the derived step leads back through its own bases: `out = free` needs `gradient = attention`",
+                at="out",
+            )
         if self.gradient == "softmax" and self.mask != "none":
             raise Mistake(
                 "E0305",
@@ -80,7 +88,9 @@ class Compress(Operator):
                 at="mask",
             )
         if self.tied and self.bias:
-            raise Mistake("E0305", "a tied output map has no bias", "leave `bias` out, or write `out = free`", at="bias")
+            raise Mistake(
+                "E0305", "a tied output map has no bias", "leave `bias` out, or write `out = free`", at="bias"
+            )
         if self.constraint == "orthonormal":
             raise Mistake("E0901", "`constraint = orthonormal` is not there yet", at="constraint")
         if isinstance(self.mask, Port):

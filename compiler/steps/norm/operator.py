@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from crate_dsl.compiler.operators import Form, Mistake, NoInverse, Ones, Operator, Positive, Slot, Typing, Zeros
+from crate_dsl.compiler.operators import (
+    Form,
+    Mistake,
+    NoInverse,
+    Ones,
+    Operator,
+    Positive,
+    Slot,
+    Typing,
+    Zeros,
+)
 from crate_dsl.compiler.types import TensorType
 
 
@@ -44,7 +54,9 @@ def norm_slots(form: NormForm, width: int, prefix: str = "") -> dict[str, Slot]:
 def width_of(step: str, tokens: TensorType, ranks: tuple[int, ...] = (2,)) -> int:
     """The width of float tokens: the last dimension, which must be known. Raises `Mistake` where there is none."""
     if tokens.kind != "float" or tokens.rank not in ranks:
-        wanted = " or ".join({1: "float[dim]", 2: "float[tokens, dim]", 3: "float[channels, height, width]"}[r] for r in ranks)
+        wanted = " or ".join(
+            {1: "float[dim]", 2: "float[tokens, dim]", 3: "float[channels, height, width]"}[r] for r in ranks
+        )
         raise Mistake("E0401", f"`{step}` takes {wanted}, but is given {tokens}")
     width = tokens.shape[-1].static
     if width is None:
@@ -56,8 +68,12 @@ class Norm(Operator):
     """Normalises each token over its width."""
 
     word: ClassVar[str] = "norm"
-    formula: ClassVar[str] = r"\gamma \odot \frac{z - \operatorname{mean} z}{\sqrt{\operatorname{var} z + \epsilon}} + \beta"
-    source: ClassVar[str] = "layer: Ba et al. 2016, arXiv 1607.06450; rms: Zhang and Sennrich 2019, arXiv 1910.07467"
+    formula: ClassVar[str] = (
+        r"\gamma \odot \frac{z - \operatorname{mean} z}{\sqrt{\operatorname{var} z + \epsilon}} + \beta"
+    )
+    source: ClassVar[str] = (
+        "layer: Ba et al. 2016, arXiv 1607.06450; rms: Zhang and Sennrich 2019, arXiv 1910.07467"
+    )
 
     by: LayerNorm | RmsNorm = LayerNorm()
     eps: Positive | None = None
