@@ -1,62 +1,75 @@
-"""Applying steps to values: operators, blocks, stages, repeats, and stages derived from stages."""
+"""Applying steps to values: operators, blocks and stages."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
-from crate_dsl.compiler import not_yet
-from crate_dsl.compiler.arguments import ArgumentReader
+from crate_dsl.compiler import not_yet, reserved
+from crate_dsl.compiler.arguments import ArgumentReader, report_positional, report_too_many, report_unknown
 from crate_dsl.compiler.expressions import Expressions
 from crate_dsl.compiler.meanings import (
     POISON,
     SEEN_BY_GRAPH_BODIES,
     BlockMeaning,
     Constant,
+    LearnMeaning,
     Meaning,
     Namespace,
     Poison,
+    Role,
     StageMeaning,
     Tensor,
 )
-from crate_dsl.compiler.operators import Operator, Port, Weight
-from crate_dsl.compiler.record import (
-    MAXIMUM_DEPTH,
-    MAXIMUM_NODES,
-    LayoutMismatch,
-    Owner,
-    Place,
-    SlotMismatch,
-    TooLarge,
-)
+from crate_dsl.compiler.operators import Operator
+from crate_dsl.compiler.record import MAXIMUM_DEPTH, LayoutMismatch, Owner, Place, SlotMismatch
 from crate_dsl.compiler.steps import operators
-from crate_dsl.compiler.types import floats
 from crate_dsl.language import syntax
 from crate_dsl.language.diagnostics import did_you_mean
 from crate_dsl.language.source import Span
 
+Body = syntax.Chain | syntax.Graph
+
 
 class Steps(Expressions):
-    """Applies steps. Bodies that are graphs of statements are the business of the class that builds on this one."""
+    """Applies steps. Forms, and bodies that are graphs, are the business of the classes that build on this one."""
+
+    #: `repeat`, `residual`, …: what looks like a step and is a form of the language.
+    forms: ClassVar[Mapping[str, Callable[[Any, syntax.Step, Meaning, Place], Meaning]]] = {}
 
     def graph_body(
-        self, body: syntax.Graph, value: Meaning, named: dict[str, Meaning], names: Namespace, place: Place, span: Span
+        self, body: syntax.Graph, value: Meaning, named: Mapping[str, Meaning], place: Place, span: Span
     ) -> Meaning:
+        raise NotImplementedError
+
+    def unused(self, names: Namespace, place: Place) -> None:
+        """Remember names that somebody should read; told at the end, if the rest is sound."""
         raise NotImplementedError
 
     # -------------------------------------------------------------- pipelines
 
     def pipe(self, written: syntax.Pipe, place: Place) -> Meaning:
         if isinstance(written.value, syntax.Name | syntax.Step) and self._is_step(written.value, place):
+            self.run(written.steps, POISON, place)
             return self._starts_with_step(written.value, place)
         value = self.expression(written.value, place)
+        if isinstance(value, LearnMeaning):
+            return self._learn_piped(written, place)
         if not isinstance(value, Tensor | Poison):
-            value = self.error(
-                "E0212", written.value.span, f"a pipeline starts with a tensor, not with {self.describe(value)}", place=place
-            )
+            message = f"a pipeline starts with a tensor, not with {self.describe(value)}"
+            value = self.error("E0212", written.value.span, message, place=place)
         return self.run(written.steps, value, place)
+
+    def _learn_piped(self, written: syntax.Pipe, place: Place) -> Poison:
+        before = len(self.report)
+        self.run(written.steps, POISON, place)
+        if len(self.report) == before:
+            name = written.value.span.text
+            message = f"a pipeline that starts with a `learn`, as `{name}`, is not there yet"
+            help = "give it to a step (`prepend`, `append`), or combine it with a value of the network (`z + name`)"
+            self.error("E0901", written.value.span, message, help, place=place)
+        return POISON
 
     def _is_step(self, written: syntax.Name | syntax.Step, place: Place) -> bool:
         """Whether a name that starts a pipeline is a step rather than a value."""
@@ -65,10 +78,13 @@ class Steps(Expressions):
         if definition is not None:
             return isinstance(definition.meaning, StageMeaning | BlockMeaning)
         operator = operators().get(name)
-        return name in self.forms or (operator is not None and operator.kind == "language")
+        return name in reserved.FORMS or (operator is not None and operator.kind in ("language", "training"))
 
     def _starts_with_step(self, written: syntax.Name | syntax.Step, place: Place) -> Poison:
         name = written.text if isinstance(written, syntax.Name) else written.name.text
+        definition = place.names.find(name)
+        if definition is not None:
+            definition.used = True
         return self.error(
             "E0501",
             written.span,
@@ -83,7 +99,7 @@ class Steps(Expressions):
         operator = operators().get(name)
         if place.names.find(name) is None and operator is not None and operator.kind == "objective":
             if not place.objective:
-                return self.error("E0604", written.name.span, f"`{name}` is a loss: it belongs to `objective`", place=place)
+                return self._loss_outside(written.name, place)
             return self.apply_operator(operator, written, None, place)
         if self._is_step(written, place):
             return self._starts_with_step(written, place)
@@ -95,13 +111,9 @@ class Steps(Expressions):
             value = self.step(step, value, place)
             last = position == len(steps) - 1
             if not last and not isinstance(value, Tensor | Poison):
-                value = self.error(
-                    "E0503",
-                    step.name.span,
-                    f"`{step.name}` has several results: it stands last, and each result gets a name",
-                    f"write `a, b = … -> {step.name}(…)`",
-                    place=place,
-                )
+                message = f"`{step.name}` has several results: it stands last, and each result gets a name"
+                help = f"write `a, b = … -> {step.name}(…)`"
+                value = self.error("E0503", step.name.span, message, help, place=place)
         return value
 
     def step(self, step: syntax.Step, value: Meaning, place: Place) -> Meaning:
@@ -117,13 +129,9 @@ class Steps(Expressions):
                     return self.apply_block(block, step, value, place)
                 case Poison():
                     return POISON
-            return self.error(
-                "E0210",
-                step.name.span,
-                f"`{name}` is {self.describe(definition.meaning)}, not a step",
-                also=[(definition.span, "defined here")] if definition.span else [],
-                place=place,
-            )
+            message = f"`{name}` is {self.describe(definition.meaning)}, not a step"
+            also = [(definition.span, "defined here")] if definition.span else []
+            return self.error("E0210", step.name.span, message, also=also, place=place)
         form = self.forms.get(name)
         if form is not None:
             return form(self, step, value, place)
@@ -138,13 +146,31 @@ class Steps(Expressions):
             return self.error("E0901", step.name.span, f"`{name}` is not there yet", place=place)
         operator = operators().get(name)
         if operator is not None and operator.kind == "objective":
-            return self.error("E0604", step.name.span, f"`{name}` is a loss: it belongs to `objective`", place=place)
-        if place.names.hidden(name) or name in self.later:
+            return self._loss_outside(step.name, place)
+        if place.names.upcoming(name) or place.names.hidden(name):
             return self.unknown(name, step.name.span, place)
-        known = [word for word, operator in operators().items() if operator.kind != "expression"]
-        known += [*self.forms, *(d.name for d in place.names.visible() if isinstance(d.meaning, StageMeaning | BlockMeaning))]
-        near = did_you_mean(name, known)
-        return self.error("E0202", step.name.span, f"unknown step `{name}`", *([f"did you mean `{near}`?"] if near else []), place=place)
+        if place.blocks and self.model_names.find(name):
+            message = f"a block does not see the model's `{name}`, only other blocks"
+            return self.error("E0205", step.name.span, message, place=place)
+        if place.names.lacks_names:
+            return POISON
+        near = did_you_mean(name, self._known_steps(place))
+        help = [f"did you mean `{near}`?"] if near else []
+        return self.error("E0202", step.name.span, f"unknown step `{name}`", *help, place=place)
+
+    def _known_steps(self, place: Place) -> Iterator[str]:
+        yield from reserved.FORMS
+        yield from (word for word, operator in operators().items() if operator.kind != "expression")
+        for definition in place.names.visible():
+            if isinstance(definition.meaning, StageMeaning | BlockMeaning):
+                yield definition.name
+
+    def _loss_outside(self, name: syntax.Identifier, place: Place) -> Poison:
+        if place.objective:
+            message = f"`{name}` is a loss, which compares values rather than taking one"
+            help = f"write `{name}(…)`, with what it compares as arguments"
+            return self.error("E0604", name.span, message, help, place=place)
+        return self.error("E0604", name.span, f"`{name}` is a loss: it belongs to `objective`", place=place)
 
     # -------------------------------------------------------------- operators
 
@@ -156,10 +182,12 @@ class Steps(Expressions):
 
         return ArgumentReader(place.names, lambda written: self.expression(written, place), error)
 
-    def apply_operator(self, operator: type[Operator], step: syntax.Step, value: Meaning | None, place: Place) -> Meaning:
+    def apply_operator(
+        self, operator: type[Operator], step: syntax.Step, value: Meaning | None, place: Place
+    ) -> Meaning:
+        self.recorder.count(step.name.span)
         path = place.owner.path_of(operator.word)
-        if step.body is not None:
-            self.error("E0510", step.body.span, f"`{operator.word}` takes no body", place=place)
+        self.no_body(step, place)
         reader = self.reader(place)
         read = reader.read(operator.word, operator, step.arguments or (), step.name.span)
         made = read and reader.construct(operator.word, operator, read, step.span)
@@ -168,311 +196,243 @@ class Steps(Expressions):
         inputs = (value,) if isinstance(value, Tensor) else ()
         return self.record(made, inputs, read.ports, read.spans, step.name.span, place, path)
 
+    def no_body(self, step: syntax.Step, place: Place) -> None:
+        """Report a body where none belongs."""
+        if step.body is not None:
+            message = f"`{step.name}` takes no body"
+            help = f"steps that follow it stand behind an arrow: `{step.name} -> …`"
+            self.error(
+                "E0510", step.body.span, message, help, label=f"the body of `{step.name}`", place=place
+            )
+
     # -------------------------------------------------------------- bodies
 
     def body(
-        self, body: syntax.Chain | syntax.Graph, value: Meaning, named: dict[str, Meaning], place: Place, span: Span
+        self, body: Body, value: Meaning, named: Mapping[str, Meaning], place: Place, span: Span
     ) -> Meaning:
         """A body applied to a value: a chain, or a graph with a namespace of its own."""
         if isinstance(body, syntax.Chain):
             return self.run(body.steps, value, place)
-        return self.graph_body(body, value, named, Namespace(place.names, SEEN_BY_GRAPH_BODIES), place, span)
+        layer: frozenset[Role] = frozenset({"layer"} if "layer" in place.names.own else ())
+        inner = replace(place, names=Namespace(place.names, SEEN_BY_GRAPH_BODIES | layer))
+        return self.graph_body(body, value, named, inner, span)
+
+    def too_deep(self, span: Span, place: Place) -> bool:
+        """Whether too many uses are inside one another; reported, if so."""
+        if len(place.uses) < MAXIMUM_DEPTH:
+            return False
+        message = f"more than {MAXIMUM_DEPTH} blocks, stages and repeats are inside one another"
+        self.error("E0522", span, message, place=replace(place, uses=place.uses[:3]))
+        return True
+
+    # -------------------------------------------------------------- blocks
 
     def apply_block(self, meaning: BlockMeaning, step: syntax.Step, value: Meaning, place: Place) -> Meaning:
         """A block is expanded where it is used, with fresh weights, owned by whoever uses it."""
-        block = meaning.block
-        if block.name.text in place.blocks or place.depth >= MAXIMUM_DEPTH:
-            chain = " -> ".join([*reversed(place.blocks), block.name.text])
-            return self.error(
-                "E0504", step.name.span, f"blocks cannot call each other in a circle: {chain}",
-                also=[(block.name.span, "the block")], place=place,
-            )
-        inputs = _graph_inputs(block.body)
-        arguments = step.arguments or ()
-        parameters = {parameter.name.text: parameter for parameter in block.parameters}
-        names = Namespace(meaning.names)
-        given: dict[str, tuple[Constant | Poison, Span]] = {}
-        named: dict[str, Meaning] = {}
-        order = list(parameters)
-        sound = True
-        for position, argument in enumerate(arguments):
-            name = argument.name.text if argument.name else (order[position] if position < len(order) else None)
-            if name in given or name in named:
-                self.error("E0308", argument.span, f"`{name}` of `{block.name}` is given twice", place=place)
-                sound = False
-            elif name in parameters:
-                given[name] = (self.plain(argument.value, place, f"`{name}` of `{block.name}`"), argument.value.span)
-            elif name in inputs[1:]:
-                named[name] = self.expression(argument.value, place)
-            else:
-                self._no_such_argument(block.name.text, argument, [*order, *inputs[1:]], place)
-                sound = False
+        block, name = meaning.block, meaning.block.name.text
+        self.recorder.count(step.name.span)
+        if name in place.blocks:
+            circle = [*reversed(place.blocks[: place.blocks.index(name) + 1]), name]
+            message = f"blocks cannot use each other in a circle: {' -> '.join(circle)}"
+            also = [(block.name.span, "the block")]
+            return self.error("E0504", step.name.span, message, also=also, place=place)
+        if self.too_deep(step.name.span, place):
+            return POISON
+        self.no_body(step, place)
         inner = replace(
-            place.within(f"in block `{block.name}`, used", step.name.span), names=names, blocks=(block.name.text, *place.blocks)
+            place.within(f"in block `{name}`, used", step.name.span),
+            names=Namespace(meaning.names),
+            blocks=(name, *place.blocks),
         )
-        for name, parameter in parameters.items():
-            if name in given:
-                names.define(name, "parameter", given[name][0], parameter.name.span)
-            elif parameter.default is not None:
-                names.define(name, "parameter", self.plain(parameter.default, inner, f"`{name}`"), parameter.name.span)
-            else:
-                if sound:
-                    self.error("E0302", step.name.span, f"`{block.name}` needs `{name}`", f"{block.name}({', '.join(order)})", place=place)
-                names.define(name, "parameter", POISON, parameter.name.span)
-        if step.body is not None:
-            self.error("E0510", step.body.span, f"`{block.name}` takes no body", place=place)
+        named = self._block_arguments(block, step, place, inner)
         if isinstance(block.body, syntax.Chain):
-            return self.run(block.body.steps, value, inner)
-        body_names = Namespace(names, SEEN_BY_GRAPH_BODIES)
-        result = self.graph_body(block.body, value, named, body_names, inner, step.name.span)
-        self.unused(names, inner)
+            result = self.run(block.body.steps, value, inner)
+        else:
+            result = self.body(block.body, value, named, inner, step.name.span)
+        self.unused(inner.names, inner)
         return result
 
-    def _no_such_argument(self, name: str, argument: syntax.Argument, known: list[str], place: Place) -> None:
-        if argument.name is None:
-            self.error("E0303", argument.span, f"`{name}` takes at most {len(known)} argument{'s' if len(known) != 1 else ''}", place=place)
-            return
-        near = did_you_mean(argument.name.text, known)
-        help = [f"did you mean `{near}`?"] if near else [f"its arguments are {', '.join(known)}"] if known else []
-        self.error("E0301", argument.name.span, f"`{name}` has no argument `{argument.name}`", *help, place=place)
+    def _block_arguments(
+        self, block: syntax.Block, step: syntax.Step, place: Place, inner: Place
+    ) -> dict[str, Meaning]:
+        """Define a block's parameters in `inner`; the meanings of what is handed to its further inputs."""
+        name = block.name.text
+        inputs = graph_inputs(block.body)[1:]
+        order = [parameter.name.text for parameter in block.parameters]
+        given: dict[str, Constant | Poison] = {}
+        named: dict[str, Meaning] = {}
+        sound = True
+        for argument, key in self._keys(name, step, order, [*order, *inputs], place):
+            if key is None:
+                sound = False
+            elif key in order:
+                given[key] = self.plain(argument.value, place, f"`{key}` of `{name}`")
+            else:
+                named[key] = self.expression(argument.value, place)
+        missing = [p for p in block.parameters if p.default is None and p.name.text not in given]
+        if missing and sound:
+            names = " and ".join(f"`{parameter.name}`" for parameter in missing)
+            help = f"{name}({', '.join([*order, *inputs])})"
+            self.error("E0302", step.name.span, f"`{name}` needs {names}", help, place=place)
+        for parameter in block.parameters:
+            key = parameter.name.text
+            if key in inner.names.own:
+                also = [(inner.names.own[key].span or parameter.span, "first here")]
+                self.error("E0203", parameter.name.span, f"`{key}` is defined twice", also=also)
+                continue
+            if key in given:
+                value = given[key]
+            elif parameter.default is not None:
+                value = self.plain(parameter.default, inner, f"`{key}`")
+            else:
+                value = POISON
+            inner.names.define(key, "parameter", value, parameter.name.span)
+        return named
+
+    def _keys(
+        self, name: str, step: syntax.Step, order: list[str], known: list[str], place: Place
+    ) -> Iterator[tuple[syntax.Argument, str | None]]:
+        """Each argument of a block or stage with its name; None after reporting that there is no such argument."""
+        taken: dict[str, Span] = {}
+        error = self.reader(place).error
+        by_name = False
+        for position, argument in enumerate(step.arguments or ()):
+            key: str | None
+            if argument.name is None and by_name:
+                report_positional(error, argument)
+                key = None
+            elif argument.name is None:
+                key = order[position] if position < len(order) else None
+                if key is None:
+                    report_too_many(error, name, argument, order, known)
+            else:
+                by_name = True
+                key = argument.name.text if argument.name.text in known else None
+                if key is None:
+                    report_unknown(error, name, argument.name, known)
+            if key is not None and key in taken:
+                message = f"`{key}` of `{name}` is given twice"
+                error("E0308", argument.span, message, also=[(taken[key], "first here")])
+                key = None
+            if key is not None:
+                taken[key] = argument.span
+            yield argument, key
 
     def plain(self, written: syntax.Expression, place: Place, what: str) -> Constant | Poison:
         """A number, boolean, word or list: a parameter's value. A bare word that is no name stands for itself."""
-        if isinstance(written, syntax.Name) and place.names.find(written.text) is None and written.text not in ("true", "false"):
-            if written.text in self.later or place.names.hidden(written.text):
-                return self.unknown(written.text, written.span, place)
+        if isinstance(written, syntax.Name) and self._is_word(written.text, place):
             return Constant(written.text)
         value = self.expression(written, place)
         if isinstance(value, Constant | Poison):
             return value
-        return self.error("E0333", written.span, f"{what} is a number, a boolean, a word or a list, not {self.describe(value)}", place=place)
+        message = f"{what} is a number, a boolean, a word or a list, not {self.describe(value)}"
+        return self.error("E0333", written.span, message, place=place)
 
-    def unused(self, names: Namespace, place: Place) -> None:
-        """Remember names that nobody read; told at the end, if the rest is sound."""
+    def _is_word(self, text: str, place: Place) -> bool:
+        names = place.names
+        known = names.find(text) or names.hidden(text) or names.upcoming(text)
+        outside = place.blocks and self.model_names.find(text)
+        return not known and not outside and text not in ("true", "false", "layer")
 
     # -------------------------------------------------------------- stages
 
     def apply_stage(self, stage: StageMeaning, step: syntax.Step, value: Meaning, place: Place) -> Meaning:
         """A stage's weights are its own: the first use makes them, every further one shares them."""
-        inputs = _graph_inputs(stage.body)
-        named: dict[str, Meaning] = {}
-        for argument in step.arguments or ():
-            if argument.name is None or argument.name.text not in inputs[1:]:
-                self._no_such_argument(stage.name, argument, inputs[1:], place)
-            else:
-                named[argument.name.text] = self.expression(argument.value, place)
-        if step.body is not None:
-            self.error("E0510", step.body.span, f"`{stage.name}` takes no body", place=place)
-        in_order = {name: named[name] for name in inputs[1:] if name in named}
-        return self.use_stage(stage, value, in_order, step.name.span, place)
+        named = self.stage_inputs(stage, step, place)
+        self.no_body(step, place)
+        return self.use_stage(stage, value, named, step.name.span, place)
+
+    def stage_inputs(self, stage: StageMeaning, step: syntax.Step, place: Place) -> dict[str, Meaning]:
+        """What a use of a stage hands to its further inputs, in their order."""
+        inputs = graph_inputs(stage.body)[1:]
+        given = {
+            key: self.expression(argument.value, place)
+            for argument, key in self._keys(stage.name, step, [], inputs, place)
+            if key is not None
+        }
+        return {name: given[name] for name in inputs if name in given}
 
     def use_stage(
-        self, stage: StageMeaning, value: Meaning, named: dict[str, Meaning], span: Span, place: Place, frozen: bool = False
+        self,
+        stage: StageMeaning,
+        value: Meaning,
+        named: Mapping[str, Meaning],
+        span: Span,
+        place: Place,
+        frozen: bool = False,
     ) -> Meaning:
-        if place.depth >= MAXIMUM_DEPTH:
-            return self.error("E0504", span, f"more than {MAXIMUM_DEPTH} stages, blocks and repeats inside one another", place=place)
         real = isinstance(value, Tensor) and not place.dry
-        record = real and not stage.recorded
-        scope = self.recorder.scope(stage.path, stage.span) if record else None
-        stage.recorded |= record
-        stage.applications += real
-        outside = place.within(f"in stage `{stage.name}`, used", span) if stage.span != span else place
+        self.recorder.count(span)
+        if (stage.read and not real) or self.too_deep(span, place):
+            return POISON
+        stage.read = True
+        record = real and stage.path not in self.recorder.scopes
         inner = replace(
-            outside,
-            owner=Owner(stage.path), scope=scope, names=stage.names, frozen=place.frozen or frozen,
-            dry=place.dry or not isinstance(value, Tensor), blocks=(),
-        )  # fmt: skip
+            place.within(f"in stage `{stage.name}`, used", span, None if real else stage.body.span),
+            owner=Owner(stage.path),
+            scope=self.recorder.scope(stage.path, stage.span) if record else None,
+            names=stage.names,
+            frozen=place.frozen or frozen,
+            dry=not real,
+            blocks=(),
+        )
         before = len(self.report)
         try:
-            result = self._body_in_scope(stage.body, value, named, inner, span)
+            result = self.scoped_body(stage.body, value, named, inner, span)
         except (SlotMismatch, LayoutMismatch) as problem:
             return self._disagreement(stage, problem, value, span, place)
         if isinstance(value, Tensor) and stage.first_use is None:
-            stage.first_use, stage.first_types = span, (value.type,)
+            stage.first_use, stage.first_type = span, value.type
         if isinstance(result, Tensor) and isinstance(value, Tensor):
             arguments = tuple(t.value for t in (value, *named.values()) if isinstance(t, Tensor))
             self.recorder.apply(place, stage.path, arguments, (result.value,), frozen)
             return result
         if len(self.report) == before and not isinstance(result, Poison):
-            return self.error("E0503", span, f"`{stage.name}` has {self.describe(result)} at its end", place=place)
+            message = f"`{stage.name}` ends in {self.describe(result)}, and a stage has one"
+            return self.error("E0503", span, message, place=place)
         return POISON
 
-    def _body_in_scope(
-        self, body: syntax.Chain | syntax.Graph, value: Meaning, named: dict[str, Meaning], place: Place, span: Span
+    def scoped_body(
+        self, body: Body, value: Meaning, named: Mapping[str, Meaning], place: Place, span: Span
     ) -> Meaning:
         """A body that is a scope of its own: what goes in and comes out is remembered where it is recorded."""
         result = self.body(body, value, named, place, span)
-        if place.scope is not None and isinstance(value, Tensor) and isinstance(result, Tensor):
-            place.scope.parameters = [t.value for t in (value, *named.values()) if isinstance(t, Tensor)]
-            place.scope.names = _graph_inputs(body)[:1] + list(named) if isinstance(body, syntax.Graph) else ["z"]
-            place.scope.results = [result.value]
-        return result
-
-    def _disagreement(self, stage: StageMeaning, problem: Exception, value: Meaning, span: Span, place: Place) -> Poison:
-        if stage.first_use is None:
-            raise problem
-        first = stage.first_types[0]
-        also = [(stage.first_use, f"first used on {first}")]
-        found = f"{value.type}" if isinstance(value, Tensor) else ""
-        help = f"a stage of the same text with fresh weights: `stage other = copy({stage.name})`"
-        if isinstance(problem, SlotMismatch):
-            what = f"`{stage.name}` owns weights for {first}, and cannot take {found}"
-            return self.error("E0404", span, what, help, label=found, also=also, place=place)
-        what = f"`{stage.name}` works on the layout of its first tokens, and these have another"
-        return self.error("E0409", span, what, help, label=found, also=also, place=place)
-
-    # -------------------------------------------------------------- forms
-
-    def repeat(self, step: syntax.Step, value: Meaning, place: Place) -> Meaning:
-        """`repeat(depth) { … }`: the body `depth` times, with fresh weights."""
-        count = self._repeat_count(step, place)
-        if step.body is None:
-            return self.error("E0511", step.span, "`repeat` needs a body", "repeat(depth) { … }", place=place)
-        if count is None or place.depth >= MAXIMUM_DEPTH:
-            if place.depth >= MAXIMUM_DEPTH:
-                self.error("E0504", step.span, f"more than {MAXIMUM_DEPTH} stages, blocks and repeats inside one another", place=place)
-            self._layer(step, 0, "", POISON, replace(place, dry=True))
-            return POISON
-        prefix = place.owner.layers()
-        layers: list[str] = []
-        start = value
-        nodes_before = len(self.recorder.graph)
-        for layer in range(count):
-            path = f"{prefix}.{layer}" if prefix else f"{layer}"
-            value = self._layer(step, layer, path, value, place)
-            layers.append(path)
-            if isinstance(value, Poison):
-                return POISON
-            per_layer = len(self.recorder.graph) - nodes_before
-            if layer == 0 and nodes_before + per_layer * count > MAXIMUM_NODES:
-                raise TooLarge
-        if isinstance(start, Tensor) and isinstance(value, Tensor):
-            self.recorder.loop(place, tuple(layers), start.value, value.value)
-        return value
-
-    def _repeat_count(self, step: syntax.Step, place: Place) -> int | None:
-        arguments = step.arguments or ()
-        if len(arguments) != 1 or (arguments[0].name and arguments[0].name.text != "depth"):
-            self.error("E0302", step.name.span, "`repeat` needs how often", "repeat(depth) { … }", place=place)
-            return None
-        written = arguments[0].value
-        value = self.expression(written, place)
-        if isinstance(value, Poison):
-            return None
-        if not isinstance(value, Constant) or not isinstance(value.value, Fraction):
-            self.error("E0307", written.span, f"`repeat` takes a whole number, not {self.describe(value)}", place=place)
-            return None
-        if value.value.denominator != 1:
-            self.reader(place).not_whole("the count of `repeat`", written, value.value)
-            return None
-        if value.value < 1:
-            self.error("E0306", written.span, f"the count of `repeat` must be at least 1, but is {value.value}", place=place)
-            return None
-        if value.value > MAXIMUM_NODES:
-            self.error("E0006", written.span, f"a spec expands to at most {MAXIMUM_NODES:,} steps, and this repeat alone makes more", place=place)
-            return None
-        return int(value.value)
-
-    def _layer(self, step: syntax.Step, layer: int, path: str, value: Meaning, place: Place) -> Meaning:
-        assert step.body is not None
-        names = Namespace(place.names)
-        names.define("layer", "layer", Constant(Fraction(layer)), None)
-        recording = place.scope is not None and isinstance(value, Tensor)
-        scope = self.recorder.scope(path, step.span) if recording else None
-        inner = replace(place.within(f"in layer {layer} of the repeat", step.name.span), owner=Owner(path), scope=scope, names=names)
-        if isinstance(step.body, syntax.Chain):
-            return self._body_in_scope(step.body, value, {}, inner, step.span)
-        body_names = Namespace(place.names, SEEN_BY_GRAPH_BODIES)
-        body_names.define("layer", "layer", Constant(Fraction(layer)), None)
-        result = self.graph_body(step.body, value, {}, body_names, inner, step.span)
+        scope = place.scope
         if scope is not None and isinstance(value, Tensor) and isinstance(result, Tensor):
-            scope.parameters, scope.names, scope.results = [value.value], _graph_inputs(step.body)[:1], [result.value]
+            scope.parameters = [t.value for t in (value, *named.values()) if isinstance(t, Tensor)]
+            scope.names = [*graph_inputs(body)[:1], *named]
+            scope.results = [result.value]
         return result
 
-    def residual(self, step: syntax.Step, value: Meaning, place: Place) -> Meaning:
-        """`residual { … }`: x + f(x)."""
-        if step.arguments:
-            self.error("E0303", step.arguments[0].span, "`residual` takes no arguments, only a body", place=place)
-        if step.body is None:
-            return self.error("E0511", step.span, "`residual` needs a body", "residual { … }", place=place)
-        self._warn_residual_compress(step.body, place)
-        inner = place.within("in the residual", step.name.span)
-        if place.depth >= MAXIMUM_DEPTH:
-            return self.error("E0504", step.span, f"more than {MAXIMUM_DEPTH} stages, blocks and repeats inside one another", place=place)
-        branch = self.body(step.body, value, {}, inner, step.span)
-        if not isinstance(value, Tensor) or not isinstance(branch, Tensor):
-            return POISON
-        if value.type != branch.type:
+    def _disagreement(
+        self, stage: StageMeaning, problem: Exception, value: Meaning, span: Span, place: Place
+    ) -> Poison:
+        """A stage is used on something that its weights, or what it knows of its tokens, do not fit."""
+        if stage.first_use is None or stage.first_type is None or not isinstance(value, Tensor):
+            raise problem
+        first, found = str(stage.first_type), str(value.type)
+        if isinstance(problem, SlotMismatch):
+            weight = problem.path.removeprefix(f"{stage.path}.")
+            was, would = (list(slot.shape) for slot in (problem.first, problem.second))
+            message = f"`{stage.name}` owns weights for {first}, and these cannot take {found}"
+            lines = (
+                f"its `{weight}` is {was} from the first use, and would have to be {would}",
+                f"a stage of the same text with weights of its own: `stage other = copy({stage.name})`",
+            )
+            also = [(stage.first_use, f"first used on {first}")]
             return self.error(
-                "E0403", step.name.span, f"a residual adds its body to what goes in: {value.type} goes in, {branch.type} comes out",
-                place=place,
-            )  # fmt: skip
-        operator = operators()["add"](left=Port(value.type), right=Port(branch.type))
-        ports = {"left": value.value, "right": branch.value}
-        return self.record(operator, (), ports, {}, step.name.span, place, place.owner.path_of("residual"))
-
-    def _warn_residual_compress(self, body: syntax.Chain | syntax.Graph, place: Place) -> None:
-        if isinstance(body, syntax.Chain) and len(body.steps) == 1 and body.steps[0].name.text == "compress":
-            self.error("W0802", body.steps[0].name.span, "`compress` contains its residual: this adds a second one", place=place)
-
-    def copy(self, step: syntax.Step, value: Meaning, place: Place) -> Meaning:
-        """`copy(encoder)` in a pipeline: the same text, fresh weights, owned here."""
-        stage = self.stage_argument(step, place)
-        if stage is None:
-            return POISON
-        fresh = StageMeaning(stage.name, place.owner.path_of(stage.name), stage.body, stage.names, step.span)
-        return self.use_stage(fresh, value, {}, step.name.span, place)
-
-    def frozen(self, step: syntax.Step, value: Meaning, place: Place) -> Meaning:
-        """`frozen(encoder)`: the same weights, not trained."""
-        stage = self.stage_argument(step, place)
-        return POISON if stage is None else self.use_stage(stage, value, {}, step.name.span, place, frozen=True)
-
-    def transpose(self, step: syntax.Step, value: Meaning, place: Place) -> Meaning:
-        """`transpose(embedding)`: the stage's one linear map, with the same weights, the other way."""
-        stage = self.stage_argument(step, place)
-        path = place.owner.path_of("transpose")
-        if stage is None or not isinstance(value, Tensor) or place.dry:
-            return POISON
-        word = stage.body.steps[0].name.text if isinstance(stage.body, syntax.Chain) and len(stage.body.steps) == 1 else ""
-        slot = getattr(operators().get(word), "transposable", None)
-        if slot is None:
-            return self.error(
-                "E0505", step.name.span, f"`{stage.name}` cannot be transposed: a single `linear` or `embed` can",
-                also=[(stage.span, "the stage")], place=place,
-            )  # fmt: skip
-        name = f"{stage.path}.{word}.{slot}"
-        if name not in self.recorder.slots:
-            return self.error("E0506", step.name.span, f"`{stage.name}` must be used before it is transposed: its first use makes its weights", place=place)
-        shape = self.recorder.slots[name].shape
-        operator = operators()["transpose"](weight=Weight(name, floats(*shape)), of=word)
-        return self.record(operator, (value,), {}, {}, step.name.span, place, path)
-
-    def stage_argument(self, step: syntax.Step, place: Place) -> StageMeaning | None:
-        """The stage that `copy`, `frozen` or `transpose` is given."""
-        arguments = step.arguments or ()
-        if len(arguments) != 1 or not isinstance(arguments[0].value, syntax.Name):
-            self.error("E0507", step.span, f"`{step.name}` takes the name of one stage", f"{step.name}(encoder)", place=place)
-            return None
-        written = arguments[0].value
-        meaning = self.expression(written, place)
-        if isinstance(meaning, StageMeaning):
-            return meaning
-        if not isinstance(meaning, Poison):
-            self.error("E0507", written.span, f"`{step.name}` takes a stage, and `{written.text}` is {self.describe(meaning)}", place=place)
-        return None
-
-    #: What looks like a step and is a form of the language: it has a body, or takes a stage.
-    forms: dict[str, Callable[..., Meaning]] = {  # noqa: RUF012
-        "repeat": repeat,
-        "residual": residual,
-        "copy": copy,
-        "frozen": frozen,
-        "transpose": transpose,
-    }
+                "E0404", span, message, *lines, label=f"used on {found}", also=also, place=place
+            )
+        layouts = stage.first_type.layout, value.type.layout
+        if all(layouts) and str(layouts[0]) != str(layouts[1]):
+            first, found = f"tokens {layouts[0]}", f"tokens {layouts[1]}"
+        message = f"`{stage.name}` is settled on the layout of its first tokens, and these have another"
+        help = f"a stage of the same text, settled anew: `stage other = copy({stage.name})`"
+        also = [(stage.first_use, f"first used on {first}")]
+        return self.error("E0409", span, message, help, label=f"used on {found}", also=also, place=place)
 
 
-def _graph_inputs(body: syntax.Chain | syntax.Graph) -> list[str]:
+def graph_inputs(body: Body) -> list[str]:
     """The names of a graph body's inputs; a chain has one, without a name."""
     if isinstance(body, syntax.Chain):
         return ["z"]

@@ -18,8 +18,8 @@ from pydantic import BaseModel, ValidationError
 from crate_dsl.compiler import not_yet
 from crate_dsl.compiler.exact import divisors, show_number
 from crate_dsl.compiler.graph import Value
-from crate_dsl.compiler.meanings import Constant, LearnMeaning, Meaning, Namespace, Poison, Tensor
-from crate_dsl.compiler.operators import Form, Learned, Port, Tokens, Weight
+from crate_dsl.compiler.meanings import Constant, LearnMeaning, Meaning, Namespace, Poison, Tensor, one_line
+from crate_dsl.compiler.operators import Form, Learned, Port, Tokens, Weight, Whole
 from crate_dsl.language import syntax
 from crate_dsl.language.diagnostics import did_you_mean
 from crate_dsl.language.source import Span
@@ -86,6 +86,7 @@ def _members(annotation: Any) -> list[Any]:
 
 
 def required(model: type[BaseModel]) -> list[str]:
+    """The fields that have no default."""
     return [name for name, info in model.model_fields.items() if info.is_required()]
 
 
@@ -101,6 +102,21 @@ class Read:
     spans: dict[str, Span] = field(default_factory=dict)
 
 
+#: The largest whole number that an argument or a dimension may be: shapes hold no larger ones everywhere.
+LARGEST = 2**31 - 1
+
+#: What is read like an argument and is none.
+_SUBJECTS = {
+    ("learn", "initial"): "the initial value of a `learn`",
+    ("input", "draw"): "the draw of an input",
+}
+
+
+def subject(word: str, name: str, short: bool = False) -> str:
+    """An argument at the beginning of a sentence."""
+    return _SUBJECTS.get((word, name), f"`{name}`" if short else f"`{name}` of `{word}`")
+
+
 class Broken(Exception):
     """An argument was wrong, and has been reported."""
 
@@ -113,14 +129,16 @@ class ArgumentReader:
     evaluate: Callable[[syntax.Expression], Meaning]
     error: Callable[..., Poison]
 
-    def read(self, word: str, model: type[BaseModel], given: tuple[syntax.Argument, ...], span: Span) -> Read | None:
+    def read(
+        self, word: str, model: type[BaseModel], given: tuple[syntax.Argument, ...], span: Span
+    ) -> Read | None:
         """The fields of `model` from arguments as written, every mistake reported; None if there was one."""
         fields = accepted(model)
         result = Read()
         sound = True
         order = list(fields)
         for position, argument in enumerate(given):
-            name = self._name_of(word, position, argument, order, result.spans)
+            name = self._name_of(word, position, argument, order, result.spans, given)
             if name is None:
                 sound = False
                 continue
@@ -141,32 +159,40 @@ class ArgumentReader:
         return result if sound else None
 
     def _name_of(
-        self, word: str, position: int, argument: syntax.Argument, order: list[str], taken: Mapping[str, Span]
+        self,
+        word: str,
+        position: int,
+        argument: syntax.Argument,
+        order: list[str],
+        taken: Mapping[str, Span],
+        given: tuple[syntax.Argument, ...],
     ) -> str | None:
+        """Which argument this is; None after reporting that it is none."""
         if argument.name is None:
-            if any(span.start > argument.span.start for span in taken.values()):
-                raise AssertionError("arguments are read in order")
+            if any(earlier.name is not None for earlier in given[:position]):
+                report_positional(self.error, argument)
+                return None
             if position >= len(order):
-                most = f"at most {len(order)} argument{'s' if len(order) != 1 else ''}" if order else "no arguments"
-                self.error("E0303", argument.span, f"`{word}` takes {most}")
+                report_too_many(self.error, word, argument, order, order)
                 return None
             name = order[position]
         else:
             name = argument.name.text
+            if (word, name) in not_yet.ARGUMENTS:
+                self.error("E0901", argument.name.span, f"`{name}` of `{word}` is not there yet")
+                return None
             if name not in order:
-                if (word, name) in not_yet.ARGUMENTS:
-                    self.error("E0901", argument.name.span, f"`{name}` of `{word}` is not there yet")
-                    return None
-                near = did_you_mean(name, order)
-                help = f"did you mean `{near}`?" if near else f"its arguments are {', '.join(order)}" if order else ""
-                self.error("E0301", argument.name.span, f"`{word}` has no argument `{name}`", *filter(None, [help]))
+                report_unknown(self.error, word, argument.name, order)
                 return None
         if name in taken:
-            self.error("E0308", argument.span, f"`{name}` of `{word}` is given twice", also=[(taken[name], "first here")])
+            also = [(taken[name], "first here")]
+            self.error("E0308", argument.span, f"`{name}` of `{word}` is given twice", also=also)
             return None
         return name
 
-    def value(self, word: str, name: str, accepts: Accepts, written: syntax.Expression) -> tuple[Any, Value | None]:
+    def value(
+        self, word: str, name: str, accepts: Accepts, written: syntax.Expression
+    ) -> tuple[Any, Value | None]:
         """One argument: the field's value and, where it is a tensor, the tensor. Raises `Broken` after reporting."""
         if isinstance(written, syntax.Parenthesis) and not isinstance(written.value, syntax.Pipe):
             return self.value(word, name, accepts, written.value)
@@ -186,20 +212,23 @@ class ArgumentReader:
             return written.value, None
         if isinstance(written, (syntax.Learn, syntax.String, syntax.List)):
             raise self._wrong(word, name, accepts, written, written.span.text)
-        if isinstance(written, (syntax.Comparison, syntax.And, syntax.Or, syntax.Attribute)):
+        rule = isinstance(written, syntax.Comparison | syntax.And | syntax.Or | syntax.Attribute)
+        if rule and name == "mask":
             self.error("E0901", written.span, "masks by rule over token attributes are not there yet")
             raise Broken
         return self._evaluated(word, name, accepts, written)
 
     def _word(self, word: str, name: str, accepts: Accepts, written: syntax.Name) -> Any:
         text = written.text
+        self._refuse_not_yet(word, name, text, written.span)
         if text in accepts.words:
             return text
         if text in accepts.forms:
             form = accepts.forms[text]
             missing = required(form)
             if missing:
-                self.error("E0302", written.span, f"`{text}` needs `{missing[0]}`", f"{text}({', '.join(_signature(form))})")
+                help = f"{text}({', '.join(_signature(form))})"
+                self.error("E0302", written.span, f"`{text}` needs `{missing[0]}`", help)
                 raise Broken
             return form()
         if bool in accepts.kinds and text in ("true", "false"):
@@ -210,13 +239,21 @@ class ArgumentReader:
                 definition.used = True
             return Tokens(text)
         if definition is None:
-            self._refuse_not_yet(word, name, text, written.span)
             choices = [*accepts.words, *accepts.forms]
             if choices and not self.names.hidden(text):
-                tensors = [d.name for d in self.names.visible()] if accepts.kinds & {Port, Weight, float, int} else []
+                tensors = (
+                    [d.name for d in self.names.visible()]
+                    if accepts.kinds & {Port, Weight, float, int}
+                    else []
+                )
                 near = did_you_mean(text, [*choices, *tensors])
                 help = [f"did you mean `{near}`?"] if near else []
-                self.error("E0307", written.span, f"`{name}` of `{word}` is {accepts.describe()}, not `{text}`", *help)
+                self.error(
+                    "E0307",
+                    written.span,
+                    f"{subject(word, name)} is {accepts.describe()}, not `{text}`",
+                    *help,
+                )
                 raise Broken
         return None
 
@@ -242,7 +279,9 @@ class ArgumentReader:
             raise Broken
         return Learned(made.initial, made.shape)
 
-    def _evaluated(self, word: str, name: str, accepts: Accepts, written: syntax.Expression) -> tuple[Any, Value | None]:
+    def _evaluated(
+        self, word: str, name: str, accepts: Accepts, written: syntax.Expression
+    ) -> tuple[Any, Value | None]:
         meaning = self.evaluate(written)
         if isinstance(meaning, Poison):
             raise Broken
@@ -267,11 +306,17 @@ class ArgumentReader:
             return tuple(self._plain(word, name, accepts.items, written, item) for item in value)
         elif isinstance(value, Fraction):
             if int in accepts.kinds and value.denominator == 1:
+                if abs(value) > LARGEST:
+                    message = (
+                        f"{subject(word, name)} must be at most {LARGEST:,}, but is {show_number(value)}"
+                    )
+                    self.error("E0306", written.span, message)
+                    raise Broken
                 return int(value)
             if float in accepts.kinds:
                 return self._float(written, value)
             if int in accepts.kinds:
-                self.not_whole(f"`{name}`", written, value)
+                self.not_whole(subject(word, name, short=True), written, value)
                 raise Broken
         raise self._wrong(word, name, accepts, written, show_number(value))
 
@@ -279,42 +324,44 @@ class ArgumentReader:
         try:
             return float(value)
         except OverflowError:
-            self.error("E0306", written.span, f"{show_number(value)} is larger than any floating-point number")
+            self.error(
+                "E0306", written.span, f"{show_number(value)} is larger than any floating-point number"
+            )
             raise Broken from None
 
     def not_whole(self, what: str, written: syntax.Expression, value: Fraction) -> None:
         """Report a number that should be whole, with the values that made it so."""
-        shown = self.substituted(written)
-        steps = [written.span.text, *([shown] if shown != written.span.text else []), show_number(value)]
-        chain = " = ".join(dict.fromkeys(" ".join(step.split()) for step in steps))
-        self.error("E0304", written.span, f"{what} must be a whole number, but {chain}", *self._divisor_help(written), label=shown)
+        shown = self.names.substituted(written.span.text)
+        text = one_line(written.span.text)
+        chain = " = ".join(dict.fromkeys([text, shown, show_number(value)]))
+        found = chain if " = " in chain else f"is {chain}"
+        label = shown if shown != text else ""
+        message = f"{what} must be a whole number, but {found}"
+        self.error("E0304", written.span, message, *self._divisor_help(written), label=label)
 
     def _divisor_help(self, written: syntax.Expression) -> list[str]:
         """For `a / b` with b a name: the values of b that divide a."""
-        if not (isinstance(written, syntax.Product) and len(written.rest) == 1 and written.rest[0].operator == "/"):
+        if not (
+            isinstance(written, syntax.Product) and len(written.rest) == 1 and written.rest[0].operator == "/"
+        ):
             return []
         below = written.rest[0].value
         above = self.evaluate(written.first)
-        if isinstance(below, syntax.Name) and isinstance(above, Constant) and isinstance(above.value, Fraction):
+        if (
+            isinstance(below, syntax.Name)
+            and isinstance(above, Constant)
+            and isinstance(above.value, Fraction)
+        ):
             whole = divisors(int(above.value)) if above.value.denominator == 1 else []
             shown = [str(k) for k in whole[:12]] + (["…"] if len(whole) > 12 else [])
             return [f"`{below.text}` that divide {above.value}: {', '.join(shown)}"] if whole else []
         return []
 
-    def substituted(self, written: syntax.Expression) -> str:
-        """The expression's text with names replaced by their values: `384 / 7` for `dim / subspaces`."""
-        text, base = written.span.text, written.span.start
-        names = [node for node in syntax.walk(written) if isinstance(node, syntax.Name)]
-        for node in reversed(names):
-            definition = self.names.find(node.text)
-            if definition and isinstance(definition.meaning, Constant):
-                start, end = node.span.start - base, node.span.end - base
-                text = text[:start] + show_number(definition.meaning.value) + text[end:]
-        return " ".join(text.split())
-
-    def _wrong(self, word: str, name: str, accepts: Accepts, written: syntax.Expression, found: str) -> Broken:
+    def _wrong(
+        self, word: str, name: str, accepts: Accepts, written: syntax.Expression, found: str
+    ) -> Broken:
         shown = found if len(found) <= 60 else found[:57] + "…"
-        self.error("E0307", written.span, f"`{name}` of `{word}` is {accepts.describe()}, not {shown}")
+        self.error("E0307", written.span, f"{subject(word, name)} is {accepts.describe()}, not {shown}")
         return Broken()
 
     def construct(self, word: str, model: type[BaseModel], read: Read, span: Span) -> BaseModel | None:
@@ -322,19 +369,56 @@ class ArgumentReader:
         try:
             return model(**read.values)
         except ValidationError as problem:
+            by_name: dict[str, list[Any]] = {}
             for item in problem.errors():
-                name = str(item["loc"][0])
+                by_name.setdefault(str(item["loc"][0]), []).append(item)
+            for name, items in by_name.items():
                 value = read.values.get(name)
-                shown = show_number(Fraction(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value)
-                self.error("E0306", read.spans.get(name, span), f"`{name}` of `{word}` must be {_range(item)}, but is {shown}")
+                message = f"{subject(word, name)} must be {_range(items)}, but is {_shown(value)}"
+                self.error("E0306", read.spans.get(name, span), message)
             return None
+
+
+# ------------------------------------------------------------------ arguments that are none
+
+
+def report_positional(error: Callable[..., Poison], argument: syntax.Argument) -> None:
+    """An argument without a name after one with a name."""
+    message = "an argument without a name follows one with a name"
+    error("E0335", argument.span, message, "put it first, or give its name: `name = value`")
+
+
+def report_too_many(
+    error: Callable[..., Poison], word: str, argument: syntax.Argument, order: list[str], known: list[str]
+) -> None:
+    """An argument without a name, beyond those that can be given so."""
+    if not known:
+        error("E0303", argument.span, f"`{word}` takes no arguments")
+    elif not order:
+        error("E0303", argument.span, f"the arguments of `{word}` have names", f"{word}({known[0]} = …)")
+    else:
+        count = f"at most {len(order)} arguments" if len(order) != 1 else "one argument"
+        help = f"{'they are' if len(order) != 1 else 'it is'} {', '.join(order)}"
+        error("E0303", argument.span, f"`{word}` takes {count}", help)
+
+
+def report_unknown(
+    error: Callable[..., Poison], word: str, name: syntax.Identifier, known: list[str]
+) -> None:
+    """An argument that a step, block or stage does not have; or a setting that a recipe does not."""
+    near = did_you_mean(name.text, known)
+    if near:
+        help = [f"did you mean `{near}`?"]
+    else:
+        help = [f"its arguments are {', '.join(known)}" if known else "it takes none"]
+    error("E0301", name.span, f"`{word}` has no argument `{name}`", *help)
 
 
 class _LearnArguments(BaseModel):
     """`learn(initial, shape = […])`."""
 
     initial: float = 0.0
-    shape: tuple[Annotated[int, "width"], ...] = ()
+    shape: tuple[Whole, ...] = ()
 
 
 def _kind_of(meaning: Meaning) -> str:
@@ -342,24 +426,44 @@ def _kind_of(meaning: Meaning) -> str:
         return f"a tensor {meaning.type}"
     if isinstance(meaning, LearnMeaning):
         return f"a learn {meaning.type}"
-    return {"StageMeaning": "a stage", "BlockMeaning": "a block", "Tensors": "several tensors"}[type(meaning).__name__]
+    return {"StageMeaning": "a stage", "BlockMeaning": "a block", "Tensors": "several tensors"}[
+        type(meaning).__name__
+    ]
 
 
-def _range(item: Any) -> str:
-    """What pydantic wanted of a number, in words. Unions report each member: the first that has a bound speaks."""
-    context = item.get("ctx", {})
-    words = {
-        "greater_than": "above {gt}",
-        "greater_than_equal": "at least {ge}",
-        "less_than": "below {lt}",
-        "less_than_equal": "at most {le}",
-        "too_short": "a list of at least {min_length}",
-        "too_long": "a list of at most {max_length}",
-    }
-    template = words.get(item["type"])
-    return template.format(**context) if template else str(item["msg"]).lower()
+#: What pydantic can find wrong with a value of the right kind.
+_RANGES = {
+    "greater_than": "above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "below {lt}",
+    "less_than_equal": "at most {le}",
+    "too_short": "a list of at least {min_length}",
+    "too_long": "a list of at most {max_length}",
+}
+
+
+def _range(items: list[Any]) -> str:
+    """What pydantic wanted, in words. Unions report every member: the first that names a bound speaks."""
+    for item in items:
+        if item["type"] in _RANGES:
+            own = "" if len(item["loc"]) == 1 or not isinstance(item["loc"][-1], int) else "numbers, each "
+            return own + _RANGES[item["type"]].format(**item.get("ctx", {}))
+    if all(item["type"] == "missing" for item in items):
+        return f"a list of {max(int(item['loc'][-1]) for item in items) + 1}"
+    return str(items[0]["msg"]).lower()
+
+
+def _shown(value: Any) -> str:
+    """A field's value as a message shows it."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, float):
+        return repr(value).removesuffix(".0")
+    return show_number(Fraction(value)) if type(value) is int else show_number(value)
 
 
 def _signature(model: type[BaseModel]) -> list[str]:
     """The arguments as help shows them: required ones bare, one optional one as a hint."""
-    return [name if info.is_required() else f"{name} = …" for name, info in list(model.model_fields.items())[:4]]
+    return [
+        name if info.is_required() else f"{name} = …" for name, info in list(model.model_fields.items())[:4]
+    ]

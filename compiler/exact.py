@@ -27,7 +27,7 @@ def combine(operator: Literal["+", "-", "*", "/"], left: Exact, right: Exact) ->
     if isinstance(left, Dim) or isinstance(right, Dim):
         return _combine_lengths(operator, left, right)
     if operator == "/" and right == 0:
-        raise ArithmeticProblem("division by zero")
+        raise ArithmeticProblem("this divides by zero")
     result = {
         "+": left.__add__,
         "-": left.__sub__,
@@ -35,12 +35,14 @@ def combine(operator: Literal["+", "-", "*", "/"], left: Exact, right: Exact) ->
         "/": left.__truediv__,
     }[operator](right)
     if max(result.numerator.bit_length(), result.denominator.bit_length()) > MAXIMUM_BITS:
-        raise ArithmeticProblem("the number grows out of bounds")
+        raise ArithmeticProblem("this number grows beyond all bounds")
     return result
 
 
 def _combine_lengths(operator: str, left: Exact, right: Exact) -> Dim:
-    whole = [x if isinstance(x, Dim) else int(x) for x in (left, right) if isinstance(x, Dim) or x.denominator == 1]
+    whole = [
+        x if isinstance(x, Dim) else int(x) for x in (left, right) if isinstance(x, Dim) or x.denominator == 1
+    ]
     if len(whole) == 2:
         a, b = whole
         try:
@@ -54,7 +56,9 @@ def _combine_lengths(operator: str, left: Exact, right: Exact) -> Dim:
                 return a * b
         except ValueError as problem:
             raise ArithmeticProblem(str(problem)) from None
-    raise ArithmeticProblem("a length known at run time can be multiplied by a whole number and added to, no more")
+    raise ArithmeticProblem(
+        "a length known only when the network runs can be multiplied by a whole number and added to, no more"
+    )
 
 
 def show_number(value: object) -> str:
@@ -65,23 +69,25 @@ def show_number(value: object) -> str:
     """
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, Dim):
+        return f"the length {value}, known only when the network runs"
     if isinstance(value, tuple):
         return "[" + ", ".join(show_number(item) for item in value) + "]"
     if not isinstance(value, Fraction):
         return str(value)
     if value.denominator == 1:
-        return str(value.numerator) if value.numerator.bit_length() < 100 else f"{float_text(value)}"
+        return str(value.numerator) if value.numerator.bit_length() < 100 else f"{_float_text(value)}"
     denominator = value.denominator
     for prime in (2, 5):
         while denominator % prime == 0:
             denominator //= prime
-    text = float_text(value)
+    text = _float_text(value)
     if denominator == 1 and "e" not in text and Fraction(text) == value:
         return text
     return text if "e" in text else f"{_truncated(value)}…"
 
 
-def float_text(value: Fraction) -> str:
+def _float_text(value: Fraction) -> str:
     try:
         return (
             f"{float(value):.6g}"

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any, ClassVar
+from typing import Any
 
-from crate_dsl.compiler import not_yet
+from crate_dsl.compiler import not_yet, reserved
 from crate_dsl.compiler.exact import ArithmeticProblem, combine, show_number
-from crate_dsl.compiler.meanings import POISON, Constant, LearnMeaning, Meaning, Poison, Tensor, Tensors
+from crate_dsl.compiler.meanings import (
+    POISON,
+    BlockMeaning,
+    Constant,
+    LearnMeaning,
+    Meaning,
+    Namespace,
+    Poison,
+    StageMeaning,
+    Tensor,
+    Tensors,
+)
 from crate_dsl.compiler.operators import Mistake, Operator, Port, Weight
 from crate_dsl.compiler.record import Place, Recorder
 from crate_dsl.compiler.steps import operators
@@ -22,14 +33,11 @@ _OPERATOR_WORDS = {"+": "add", "-": "subtract", "*": "multiply", "/": "divide"}
 class Expressions:
     """Evaluates expressions; pipelines and steps are the business of the class that builds on this one."""
 
-    #: Names that are defined further down in the model: using one early is its own mistake.
-    later: dict[str, Span]
-    _kinds: ClassVar[dict[type, str]] = {}
-
     def __init__(self, recorder: Recorder, report: Report) -> None:
         self.recorder = recorder
         self.report = report
-        self.later = {}
+        #: The model's names, which a block does not see.
+        self.model_names = Namespace()
 
     # -------------------------------------------------------------- reporting
 
@@ -50,7 +58,7 @@ class Expressions:
                 message=message,
                 where=Label(span=span, text=label),
                 also=tuple(Label(span=s, text=text) for s, text in also or ()),
-                uses=place.uses if place else (),
+                uses=place.led_to(span) if place else (),
                 help=help,
             )
         )
@@ -81,18 +89,16 @@ class Expressions:
                 return self.pipe(written, place)
             case syntax.Step():
                 return self.call(written, place)
-            case syntax.Attribute() | syntax.Comparison() | syntax.And() | syntax.Or():
-                return self.error(
-                    "E0309", written.span, "a comparison has no value of its own: it may stand in `mask = …` alone", place=place
-                )
+            case syntax.Attribute():
+                message = f"`{written.span.text}` is an attribute of tokens, which only `mask = …` may read"
+                return self.error("E0309", written.span, message, place=place)
+            case syntax.Comparison() | syntax.And() | syntax.Or():
+                message = "a comparison has no value of its own: only `mask = …` may hold one"
+                return self.error("E0309", written.span, message, place=place)
             case syntax.Learn():
-                return self.error(
-                    "E0334",
-                    written.span,
-                    "`learn(…)` is an argument of a step, which then owns the number",
-                    "write a statement, `learn s : float = 1.0`, and use `s` here",
-                    place=place,
-                )
+                message = "`learn(…)` is an argument of a step, which then owns the number"
+                help = "write a statement, `learn s : float = 1.0`, and use `s` here"
+                return self.error("E0334", written.span, message, help, place=place)
         raise AssertionError(f"an expression of an unknown kind: {written!r}")
 
     def pipe(self, written: syntax.Pipe, place: Place) -> Meaning:
@@ -100,6 +106,8 @@ class Expressions:
 
     def call(self, written: syntax.Step, place: Place) -> Meaning:
         raise NotImplementedError
+
+    # -------------------------------------------------------------- names
 
     def name(self, written: syntax.Name, place: Place) -> Meaning:
         text = written.text
@@ -110,7 +118,7 @@ class Expressions:
                 return self.error(
                     "E0602",
                     written.span,
-                    f"`{text}` is a target: the objective alone reads it",
+                    f"`{text}` is a target: only the objective reads it",
                     f"a value that conditions the network is an input: `input {text} : …`",
                     also=[(definition.span, "declared here")] if definition.span else [],
                     place=place,
@@ -122,27 +130,46 @@ class Expressions:
 
     def unknown(self, text: str, span: Span, place: Place) -> Poison:
         """Report a name that means nothing here, as what it most likely is."""
+        upcoming = place.names.upcoming(text)
+        if upcoming is not None:
+            also = [(upcoming, "defined here")]
+            return self.error("E0207", span, f"`{text}` is used before it is defined", also=also, place=place)
+        if text == "layer":
+            return self._no_layer(span, place)
         hidden = place.names.hidden(text)
         if hidden is not None:
+            message = f"`{text}` is not seen inside this body: it must be handed over"
+            help = f"declare `input {text}` in the body, and pass `{text} = {text}` where it is used"
             also = [(hidden.span, "defined here")] if hidden.span else []
-            if hidden.role == "layer":
-                return self.error("E0205", span, "`layer` is not seen inside this body", "hand it over as an argument", place=place)
-            return self.error(
-                "E0205",
-                span,
-                f"`{text}` is not seen inside this body: it must be handed over",
-                f"declare `input {text}` in the body, and pass `{text} = {text}` where it is used",
-                also=also,
-                place=place,
-            )
-        if text in self.later:
-            return self.error(
-                "E0207", span, f"`{text}` is used before it is defined", also=[(self.later[text], "defined here")], place=place
-            )
-        if text in operators() or text in not_yet.STEPS or text in ("repeat", "residual", "copy", "frozen"):
-            return self.error("E0211", span, f"`{text}` is a step, and a value is wanted here", f"pipe a value into it: `value -> {text}`", place=place)
+            return self.error("E0205", span, message, help, also=also, place=place)
+        outside = self.model_names.find(text) if place.blocks else None
+        if outside is not None:
+            return self._outside_block(text, span, outside.role == "parameter", place)
+        if reserved.is_step(text) or text in not_yet.STEPS:
+            message = f"`{text}` is a step, and a value is wanted here"
+            return self.error("E0211", span, message, f"pipe a value into it: `value -> {text}`", place=place)
+        if place.names.lacks_names:
+            return POISON
         near = did_you_mean(text, [d.name for d in place.names.visible()])
-        return self.error("E0201", span, f"unknown name `{text}`", *([f"did you mean `{near}`?"] if near else []), place=place)
+        help_lines = [f"did you mean `{near}`?"] if near else []
+        return self.error("E0201", span, f"unknown name `{text}`", *help_lines, place=place)
+
+    def _no_layer(self, span: Span, place: Place) -> Poison:
+        if place.blocks:
+            message = "a block does not see `layer`: it must be handed over"
+            help = f"give the block a parameter, and pass it `layer`: `{place.blocks[0]}(…, index = layer)`"
+            return self.error("E0205", span, message, help, place=place)
+        help = "in `repeat(depth) { … }` it counts the layers from 0; a stage's own body does not see it"
+        return self.error("E0205", span, "there is no `layer` here", help, place=place)
+
+    def _outside_block(self, text: str, span: Span, plain: bool, place: Place) -> Poison:
+        block = place.blocks[0]
+        message = f"a block does not see the model's `{text}`: it must be handed over"
+        kind = "a parameter" if plain else f"an `input {text}`"
+        help = f"give the block {kind}, and pass it `{text}`: `{block}(…, {text} = {text})`"
+        return self.error("E0205", span, message, help, place=place)
+
+    # -------------------------------------------------------------- arithmetic
 
     def _chain(self, written: syntax.Sum | syntax.Product, place: Place) -> Meaning:
         result = self.expression(written.first, place)
@@ -156,32 +183,44 @@ class Expressions:
     def _negative(self, written: syntax.Negative, place: Place) -> Meaning:
         value = self.expression(written.value, place)
         if isinstance(value, Tensor | LearnMeaning):
-            return self._arithmetic("negative", {"value": value}, {"value": written.value.span}, written.span, place)
-        return self.combine("-", Constant(Fraction(0)), written.span, value, written.value.span, place)
+            spans = {"value": written.value.span}
+            return self._arithmetic("negative", {"value": value}, spans, written.span, place)
+        zero = Constant(Fraction(0))
+        return self.combine("-", zero, written.span, value, written.value.span, place)
 
-    def combine(self, operator: Any, left: Meaning, left_span: Span, right: Meaning, right_span: Span, place: Place) -> Meaning:
+    def combine(
+        self, operator: Any, left: Meaning, left_span: Span, right: Meaning, right_span: Span, place: Place
+    ) -> Meaning:
         """`left operator right`, for numbers and for tensors."""
-        if isinstance(left, Poison) or isinstance(right, Poison):
+        numbers: list[Any] = []
+        sound = True
+        for value, where in ((left, left_span), (right, right_span)):
+            if isinstance(value, Constant) and isinstance(value.value, Fraction | Dim):
+                numbers.append(value.value)
+            elif not isinstance(value, Tensor | LearnMeaning | Poison):
+                message = f"{self.describe(value)} has no part in arithmetic"
+                self.error("E0332", where, message, *_instead(value), place=place)
+                sound = False
+        if not sound or isinstance(left, Poison) or isinstance(right, Poison):
             return POISON
         span = left_span.to(right_span)
-        numbers: list[Any] = []
-        for value, where in ((left, left_span), (right, right_span)):
-            if isinstance(value, Constant) and isinstance(value.value, Fraction | Dim) and not isinstance(value.value, bool):
-                numbers.append(value.value)
-            elif not isinstance(value, Tensor | LearnMeaning):
-                return self.error("E0332", where, f"{self.describe(value)} has no part in arithmetic", place=place)
         if len(numbers) == 2:
             try:
                 return Constant(combine(operator, *numbers))
             except ArithmeticProblem as problem:
-                return self.error("E0331", span, f"cannot compute this: {problem}", place=place)
+                shown = self.substituted(span, place)
+                label = shown if shown != span.text else ""
+                return self.error("E0331", span, str(problem), label=label, place=place)
         if any(isinstance(number, Dim) for number in numbers):
-            return self.error("E0332", span, "a length known at run time has no part in arithmetic with tensors", place=place)
-        return self._arithmetic(
-            _OPERATOR_WORDS[operator], {"left": left, "right": right}, {"left": left_span, "right": right_span}, span, place
-        )
+            message = "a length known only when the network runs has no part in arithmetic with tensors"
+            return self.error("E0332", span, message, place=place)
+        operands = {"left": left, "right": right}
+        spans = {"left": left_span, "right": right_span}
+        return self._arithmetic(_OPERATOR_WORDS[operator], operands, spans, span, place)
 
-    def _arithmetic(self, word: str, operands: dict[str, Meaning], spans: dict[str, Span], span: Span, place: Place) -> Meaning:
+    def _arithmetic(
+        self, word: str, operands: dict[str, Meaning], spans: dict[str, Span], span: Span, place: Place
+    ) -> Meaning:
         fields: dict[str, Any] = {}
         ports = {}
         for name, operand in operands.items():
@@ -191,8 +230,26 @@ class Expressions:
                 fields[name] = Weight(operand.path, operand.type)
             else:
                 assert isinstance(operand, Constant) and isinstance(operand.value, Fraction)
-                fields[name] = float(operand.value)
+                number = self.as_float(operand.value, spans[name], place)
+                if number is None:
+                    return POISON
+                fields[name] = number
         return self.record(operators()[word](**fields), (), ports, spans, span, place)
+
+    def as_float(self, value: Fraction, span: Span, place: Place) -> float | None:
+        """A number as tensors hold it; None after reporting that it is too large."""
+        try:
+            return float(value)
+        except OverflowError:
+            message = f"{show_number(value)} is larger than any floating-point number"
+            self.error("E0306", span, message, place=place)
+            return None
+
+    def substituted(self, span: Span, place: Place) -> str:
+        """A text with the names in it replaced by their values: `384 / 7` for `dim / subspaces`."""
+        return place.names.substituted(span.text)
+
+    # -------------------------------------------------------------- lists
 
     def _list(self, written: syntax.List, place: Place) -> Meaning:
         items = [self.expression(item, place) for item in written.items]
@@ -200,7 +257,9 @@ class Expressions:
             return POISON
         for item, text in zip(items, written.items, strict=True):
             if not isinstance(item, Constant):
-                return self.error("E0332", text.span, f"{self.describe(item)} has no place in a list", place=place)
+                return self.error(
+                    "E0332", text.span, f"{self.describe(item)} has no place in a list", place=place
+                )
         return Constant(tuple(item.value for item in items if isinstance(item, Constant)))
 
     def _index(self, written: syntax.Index, place: Place) -> Meaning:
@@ -208,38 +267,70 @@ class Expressions:
         index = self.expression(written.index, place)
         if isinstance(value, Poison) or isinstance(index, Poison):
             return POISON
-        if not isinstance(index, Constant) or not isinstance(index.value, Fraction) or index.value.denominator != 1:
-            return self.error("E0330", written.index.span, "an index is a whole number, counted from 0", place=place)
+        if (
+            not isinstance(index, Constant)
+            or not isinstance(index.value, Fraction)
+            or index.value.denominator != 1
+        ):
+            message = f"an index is a whole number, counted from 0, not {self.describe(index)}"
+            return self.error("E0330", written.index.span, message, place=place)
         at = int(index.value)
-        if isinstance(value, Tensor):
-            operator = operators()["item"](value=Port(value.type), index=at)
-            spans = {"value": written.value.span, "index": written.index.span}
-            return self.record(operator, (), {"value": value.value}, spans, written.span, place)
+        if isinstance(value, Tensor | LearnMeaning):
+            return self._item(written, value, at, place)
         if not isinstance(value, Constant) or not isinstance(value.value, tuple):
-            return self.error("E0330", written.span, f"{self.describe(value)} has no items", place=place)
+            message = f"`{written.value}` is {self.describe(value)}, and has no items"
+            return self.error("E0330", written.value.span, message, place=place)
         if not 0 <= at < len(value.value):
-            return self.error(
-                "E0330", written.index.span, f"`{written.value}` has {len(value.value)} items, from 0, and no item {at}", label=str(at), place=place
-            )
+            count = len(value.value)
+            have = f"{count} items" if count != 1 else "one item"
+            message = f"`{written.value}` has {have}, and no item {show_number(index.value)}"
+            help = [f"items are counted from 0 to {count - 1}"] if count else []
+            label = "" if written.index.span.text == str(at) else show_number(index.value)
+            return self.error("E0330", written.index.span, message, *help, label=label, place=place)
         return Constant(value.value[at])
+
+    def _item(self, written: syntax.Index, value: Tensor | LearnMeaning, at: int, place: Place) -> Meaning:
+        spans = {"value": written.value.span, "index": written.index.span}
+        if isinstance(value, LearnMeaning):
+            operator = operators()["item"](value=Weight(value.path, value.type), index=at)
+            return self.record(operator, (), {}, spans, written.span, place)
+        operator = operators()["item"](value=Port(value.type), index=at)
+        return self.record(operator, (), {"value": value.value}, spans, written.span, place)
 
     # -------------------------------------------------------------- recording
 
     def record(
-        self, operator: Operator, inputs: tuple[Tensor, ...], ports: dict[str, Any], spans: dict[str, Span], span: Span, place: Place,
+        self,
+        operator: Operator,
+        inputs: tuple[Tensor, ...],
+        ports: dict[str, Any],
+        spans: dict[str, Span],
+        span: Span,
+        place: Place,
         path: str | None = None,
     ) -> Meaning:
         """Type one use of a step and enter it into the graph; mistakes of its type rule are placed and reported."""
         path = path or place.owner.path_of(operator.word)
         if place.dry:
             return POISON
+        self.recorder.count(span)
         try:
             typing = operator.infer(*(tensor.type for tensor in inputs))
         except Mistake as mistake:
             where = spans.get(mistake.at, span) if mistake.at else span
-            also = [(spans["left"], str(_type_of(operator, "left")))] if mistake.at == "right" and "left" in spans else []
-            return self.error(mistake.code, where, mistake.message, *mistake.help, label=mistake.label, also=also, place=place)
-        results = self.recorder.step(path, operator, typing, tuple(t.value for t in inputs), ports, span, place)
+            also = _other_types(operator, mistake, spans)
+            return self.error(
+                mistake.code,
+                where,
+                mistake.message,
+                *mistake.help,
+                label=mistake.label,
+                also=also,
+                place=place,
+            )
+        results = self.recorder.step(
+            path, operator, typing, tuple(t.value for t in inputs), ports, span, place
+        )
         return results[0] if len(results) == 1 else Tensors(results)
 
     def describe(self, meaning: Meaning) -> str:
@@ -251,17 +342,40 @@ class Expressions:
                 return f"the word `{value}`"
             case Constant(value=tuple()):
                 return "a list"
+            case Constant(value=Dim() as value):
+                return show_number(value)
             case Constant(value=value):
                 return f"the number {show_number(value)}"
             case Tensor():
                 return f"a tensor {meaning.type}"
             case LearnMeaning():
-                return f"a learn {meaning.type}"
+                return f"a learned tensor {meaning.type}"
             case Tensors():
                 return f"a step with {len(meaning.items)} results"
-        return {"StageMeaning": "a stage", "BlockMeaning": "a block"}[type(meaning).__name__]
+            case StageMeaning():
+                return "a stage"
+            case BlockMeaning():
+                return "a block"
+        return "nothing"
 
 
-def _type_of(operator: Operator, name: str) -> str:
-    value = getattr(operator, name, None)
-    return str(value.type) if isinstance(value, Port | Weight) else show_number(Fraction(value)) if value is not None else ""
+def _instead(value: Meaning) -> list[str]:
+    """How something that is no number or tensor would take part in arithmetic."""
+    if isinstance(value, StageMeaning):
+        return [f"apply it to a value, in parentheses: `(value -> {value.name})`"]
+    if isinstance(value, BlockMeaning):
+        return [f"apply it to a value, in parentheses: `(value -> {value.block.name}(…))`"]
+    if isinstance(value, Constant) and isinstance(value.value, tuple):
+        return ["take an item of it: `name[0]`, or `name[layer]` inside a repeat"]
+    return []
+
+
+def _other_types(operator: Operator, mistake: Mistake, spans: dict[str, Span]) -> list[tuple[Span, str]]:
+    """Where an operand or a term of a loss is to blame for its type: the types of the others."""
+    if mistake.at is None or type(operator).kind not in ("expression", "objective"):
+        return []
+    blamed = getattr(operator, mistake.at, None)
+    if not isinstance(blamed, Port | Weight) or mistake.label != str(blamed.type):
+        return []
+    others = ((name, getattr(operator, name)) for name in spans if name != mistake.at)
+    return [(spans[name], str(value.type)) for name, value in others if isinstance(value, Port | Weight)]

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
 
+from crate_dsl.compiler.exact import show_number
 from crate_dsl.compiler.graph import Value
 from crate_dsl.compiler.types import Dim, TensorType
 from crate_dsl.language import syntax
 from crate_dsl.language.source import Span
 
+_COMMENT = re.compile(r"#[^\r\n]*")
+#: A name that is neither part of a number nor the beginning of a call or of an item.
+_NAME = re.compile(r"(?<![\w.])[A-Za-z_]\w*(?!\s*[(\[=])")
+
 #: What a parameter, a list item or an argument without tensors may be. `Dim` is a length known only at run time.
 Plain = Fraction | bool | str | Dim | tuple  # type: ignore[type-arg]
+
+
+def one_line(text: str) -> str:
+    """A stretch of a spec on one line, without its comments."""
+    return " ".join(_COMMENT.sub("", text).split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +67,8 @@ class StageMeaning:
     names: Namespace
     span: Span
     read: bool = False
-    recorded: bool = False
     first_use: Span | None = None
-    first_types: tuple[TensorType, ...] = ()
+    first_type: TensorType | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +107,20 @@ class Definition:
 class Namespace:
     """Names in scope. A chain body sees all names around it; a graph body only the roles in `sees`.
 
-    It is `incomplete` where something that would have defined names could not be read: what is unknown then is no mistake.
+    `later` are names that are defined further down: using one early is a mistake of its own. A namespace is
+    `incomplete` where something that would have defined names could not be read: what is unknown then is no mistake.
     """
 
     parent: Namespace | None = None
     sees: frozenset[Role] | None = None
     own: dict[str, Definition] = field(default_factory=dict)
+    later: dict[str, Span] = field(default_factory=dict)
     incomplete: bool = False
 
     def define(self, name: str, role: Role, meaning: Meaning, span: Span | None) -> Definition:
         definition = Definition(name, role, meaning, span)
         self.own[name] = definition
+        self.later.pop(name, None)
         return definition
 
     def find(self, name: str) -> Definition | None:
@@ -117,11 +130,26 @@ class Namespace:
         found = self.parent.find(name) if self.parent else None
         return found if found and (self.sees is None or found.role in self.sees) else None
 
+    def upcoming(self, name: str) -> Span | None:
+        """Where a name will be defined, if it is further down."""
+        return self.later.get(name) or (self.parent.upcoming(name) if self.parent else None)
+
     def hidden(self, name: str) -> Definition | None:
         """A definition of that name further out, which this body does not see."""
         if self.find(name):
             return None
         return (self.parent.find(name) or self.parent.hidden(name)) if self.parent else None
+
+    def substituted(self, text: str) -> str:
+        """An expression's text with the names of numbers replaced by them: `384 / 7` for `dim / subspaces`."""
+
+        def value(match: re.Match[str]) -> str:
+            definition = self.find(match.group())
+            meaning = definition.meaning if definition else None
+            number = isinstance(meaning, Constant) and isinstance(meaning.value, Fraction)
+            return show_number(meaning.value) if number else match.group()  # type: ignore[union-attr]
+
+        return _NAME.sub(value, one_line(text))
 
     @property
     def lacks_names(self) -> bool:

@@ -2,57 +2,35 @@
 
 from __future__ import annotations
 
-#: Steps, derived stages and losses by name.
-STEPS = frozenset(
-    [
-        "inverse",
-        "ema",
-        "each",
-        "mask",
-        "gather",
-        "scatter",
-        "scan",
-        "unscan",
-        "shift",
-        "corrupt",
-        "merge",
-        "tile",
-        "quantize",
-        "crops",
-        "augment",
-        "mask_tokens",
-        "drop_path",
-        "cross_compress",
-        "decompress",
-        "densify",
-        "sinusoid",
-        "rotary",
-        "flow",
-        "denoise",
-        "diffusion",
-        "denoising",
-        "next_token",
-        "masked_token",
-        "sparse_rate",
-        "rate",
-        "rate_reduction",
-        "commitment",
-        "match",
-        "info_nce",
-        "rotation",
-    ]
+_STEPS = (
+    "inverse ema each mask gather scatter scan unscan shift corrupt merge tile quantize crops augment "
+    "mask_tokens drop_path cross_compress decompress densify sinusoid rotary flow denoise diffusion "
+    "denoising next_token masked_token sparse_rate rate rate_reduction commitment match info_nce "
+    "rotation"
 )
+#: Steps, derived stages and losses by name.
+STEPS = frozenset(_STEPS.split())
 
 #: Arguments of steps that are there, as (step, argument).
-ARGUMENTS = frozenset({("mse", "on"), ("mse", "except"), ("mse", "by"), ("mse", "normalize"), ("position", "by")})
-ARGUMENTS |= {("cross_entropy", "on")}
+ARGUMENTS = frozenset(
+    (step, argument)
+    for step, arguments in {
+        "cross_entropy": "on",
+        "mse": "on except by normalize",
+        "position": "by",
+        "train": "start",
+    }.items()
+    for argument in arguments.split()
+)
 
 #: Words of arguments that are there, as (step, argument, word).
 WORDS = frozenset(
-    ("compress", argument, word)
-    for argument, words in {
-        "gradient": "exact neumann statistics representatives",
-        "step": "relative",
+    (step, argument, word)
+    for (step, argument), words in {
+        ("compress", "gradient"): "exact neumann statistics representatives",
+        ("compress", "step"): "relative",
+        ("compress", "constraint"): "orthonormal",
+        ("sparsify", "constraint"): "orthonormal",
     }.items()
     for word in words.split()
 )

@@ -67,6 +67,10 @@ class Tokens:
 
 #: A number, a fresh learned number, a `learn` of the spec, or a tensor.
 Scalar = float | Learned | Weight | Port
+#: The same, where a number must be above zero; what is learned or computed is not checked.
+PositiveScalar = Positive | Learned | Weight | Port
+#: The same, where a number must be at least zero.
+NonNegativeScalar = NonNegative | Learned | Weight | Port
 
 
 class Form(BaseModel):
@@ -75,7 +79,7 @@ class Form(BaseModel):
     Fields are its arguments in positional order; the bare word means all defaults, if every field has one.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     word: ClassVar[str]
 
@@ -98,10 +102,14 @@ class Uniform(Form):
 
 
 class Zeros(Form):
+    """Every entry 0."""
+
     word: ClassVar[str] = "zeros"
 
 
 class Ones(Form):
+    """Every entry 1."""
+
     word: ClassVar[str] = "ones"
 
 
@@ -198,7 +206,7 @@ class NoInverse:
 class Operator(BaseModel):
     """A step as declared: its fields are its arguments, in positional order, and its docstring is its documentation."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, defer_build=True)
 
     #: How the language spells it.
     word: ClassVar[str]

@@ -88,7 +88,7 @@ class Recipe(BaseModel):
     'cosine(warmup = 0.5, floor = 0.0)'
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     optimizer: AdamW | Lion | Sgd = Field(AdamW(), description="adamw(lr, …), lion(lr, …) or sgd(lr, …)")
     schedule: Cosine | Linear | Constant = Field(

@@ -15,8 +15,8 @@ from crate_dsl.compiler.types import TensorType
 from crate_dsl.language.diagnostics import Label
 from crate_dsl.language.source import Span
 
-#: The most steps that a spec may expand to, uses of blocks and stages counted: CRATE of nearly 100,000 layers. More is a
-#: mistake, found before time is spent.
+#: The most steps that a spec may expand to, uses of blocks and stages counted: CRATE of nearly 100,000 layers. More is
+#: a mistake, found before time is spent.
 MAXIMUM_STEPS = 200_000
 #: The most blocks, stages and repeats that may be inside one another.
 MAXIMUM_DEPTH = 64
@@ -78,7 +78,12 @@ class Use:
     def evident(self, span: Span) -> bool:
         """Whether who sees the place of a mistake also sees this use."""
         body = self.body
-        inside = body is not None and body.source is span.source and body.start <= span.start and span.end <= body.end
+        inside = (
+            body is not None
+            and body.source is span.source
+            and body.start <= span.start
+            and span.end <= body.end
+        )
         return inside or self.label.span == span
 
 

@@ -143,9 +143,12 @@ class Session:
 
     Inputs with a declared draw may be left out: they are drawn, one after another from the session's seed.
 
-    >>> session = open_session("tiny.onnx")                                   # doctest: +SKIP
-    >>> session(image=np.zeros((2, 3, 224, 224), np.float32))["logits"].shape   # doctest: +SKIP
-    (2, 1000)
+    >>> import crate_dsl
+    >>> graph = crate_dsl.load("specs/crate.crate@fashion")
+    >>> proof = crate_dsl.export(graph, crate_dsl.build(graph), "fashion.onnx")
+    >>> session = crate_dsl.open_session("fashion.onnx", provider="cpu")
+    >>> session(image=np.zeros((2, 1, 28, 28), np.float32))["logits"].shape
+    (2, 10)
     """
 
     def __init__(

@@ -18,7 +18,7 @@ from rich.text import Text
 from crate_dsl.language.diagnostics import UserError
 
 #: The spec's recipe is made for a set of 60,000 images. With 3,600, more epochs and smaller steps take as long as one.
-RECIPE: Mapping[str, str] = {"epochs": "12", "batch": "64"}
+RECIPE: Mapping[str, str] = {"epochs": "16", "batch": "64"}
 #: Images that onnxruntime takes at once.
 BATCH = 250
 #: How many right and wrong pictures the terminal shows.
@@ -168,7 +168,7 @@ class _Demo:
 
     def looking(self) -> None:
         import crate_dsl
-        from crate_dsl.training.gallery import Gallery, pictures, table, write_page
+        from crate_dsl.training.gallery import Gallery, pictures, spread, table, write_page
         from crate_dsl.training.manifest import read_scaling
         from crate_dsl.training.sources import open_data
 
@@ -192,7 +192,7 @@ class _Demo:
         gallery = Gallery.of(test.images_nchw, test.labels_n, scores_nk, tuple(json.loads(extra["classes"])))
         self.console.print(table(gallery))
         for heading, shown in (
-            ("Right", gallery.right[:RIGHT_SHOWN]),
+            ("Right", spread(gallery.right, RIGHT_SHOWN)),
             ("Wrong, the surest first", gallery.wrong[:WRONG_SHOWN]),
         ):
             if shown:

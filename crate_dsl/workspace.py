@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crate_dsl.compiler.elaborate import elaborate
+from crate_dsl.compiler.elaborate import check_block, elaborate
 from crate_dsl.compiler.graph import ModelGraph
-from crate_dsl.compiler.meanings import BlockMeaning, Namespace
-from crate_dsl.compiler.steps import operators
+from crate_dsl.compiler.meanings import POISON, BlockMeaning, Namespace
+from crate_dsl.compiler.reserved import is_step
 from crate_dsl.language import syntax
 from crate_dsl.language.diagnostics import Diagnostic, Label, Report, SpecError, did_you_mean
 from crate_dsl.language.parser import parse
 from crate_dsl.language.reading import read_source
-from crate_dsl.language.source import Source
+from crate_dsl.language.source import Source, Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,11 @@ class Program:
             near = did_you_mean(name, models)
             message = f"{self.source.name} has no model `{name}`"
             known = f"its models are {', '.join(models)}" if models else "it has no model"
-            report.add(Diagnostic(code="E0214", message=message, help=(f"did you mean `{near}`?" if near else known,)))
+            report.add(
+                Diagnostic(
+                    code="E0214", message=message, help=(f"did you mean `{near}`?" if near else known,)
+                )
+            )
             return None
         if name is None and len(models) != 1:
             message = (
@@ -98,68 +102,118 @@ class _Reader:
         parsed = parse(source)
         self.report.extend(parsed.diagnostics)
         names = Namespace()
+        imported: dict[str, syntax.Import] = {}
         for item in parsed.tree.items:
-            if isinstance(item, syntax.Import):
-                self._import(item, path, (*chain, path), names)
-            elif isinstance(item, syntax.Block):
-                self._define(item, names, names)
-        models: dict[str, syntax.Model] = {}
+            match item:
+                case syntax.Import():
+                    self._import(item, path, (*chain, path), names, imported)
+                case syntax.Block():
+                    self._define(item, names, names, item.name)
+                case syntax.BrokenItem():
+                    self._broken(item, names)
+        models: dict[str, syntax.Identifier] = {}
         for model in parsed.tree.models:
-            if model.name.text in models or model.name.text in names.own:
-                self._error("E0203", model.name, f"`{model.name}` is defined twice")
-            models[model.name.text] = model
+            name = model.name.text
+            first = models.get(name)
+            defined = names.own.get(name)
+            if first is not None or defined is not None:
+                span = first.span if first is not None else defined.span if defined is not None else None
+                self._twice(model.name, name, span)
+            models.setdefault(name, model.name)
         return parsed.tree, names
 
-    def _define(self, block: syntax.Block, home: Namespace, names: Namespace) -> None:
+    def _broken(self, item: syntax.BrokenItem, names: Namespace) -> None:
+        """What is left of a block or import that could not be read: its name, or that there may be names."""
+        names.incomplete |= not item.names
+        for name in item.names:
+            names.define(name.text, "block", POISON, name.span)
+
+    def _define(self, block: syntax.Block, home: Namespace, names: Namespace, where: syntax.Node) -> None:
+        """Enter a block into the names of a file; `where` is what brings it in: its own name, or an import."""
         name = block.name.text
         if name in names.own:
-            first = names.own[name].span
-            also = (Label(span=first, text="first here"),) if first else ()
-            self._error("E0203", block.name, f"`{name}` is defined twice", also)
+            self._twice(where, name, names.own[name].span)
             return
-        if name in operators() or name in ("repeat", "residual", "copy", "frozen", "transpose"):
-            self._error("E0204", block.name, f"`{name}` is a step of the language, and cannot be a name")
+        if is_step(name) and where is block.name:
+            self._error("E0204", where, f"`{name}` is a step of the language, and cannot be a name")
         names.define(name, "block", BlockMeaning(block, home), block.name.span)
 
-    def _import(self, item: syntax.Import, importer: Path, chain: tuple[Path, ...], names: Namespace) -> None:
-        path = (importer.parent / item.path.value).resolve()
+    def _import(
+        self,
+        item: syntax.Import,
+        importer: Path,
+        chain: tuple[Path, ...],
+        names: Namespace,
+        imported: dict[str, syntax.Import],
+    ) -> None:
+        read = self._imported(item, importer, chain, imported)
+        if read is None:
+            names.incomplete = True
+            return
+        tree, home = read
+        names.incomplete |= home.incomplete
+        for block in tree.blocks:
+            self._define(block, home, names, item.path)
+        for broken in tree.items:
+            if isinstance(broken, syntax.BrokenItem):
+                self._broken(broken, names)
+
+    def _imported(
+        self, item: syntax.Import, importer: Path, chain: tuple[Path, ...], imported: dict[str, syntax.Import]
+    ) -> tuple[syntax.File, Namespace] | None:
+        """The file that is imported; None after reporting why it cannot be."""
+        written = item.path.value
+        try:
+            path = (importer.parent / written).resolve()
+        except (
+            OSError,
+            RuntimeError,
+            ValueError,
+        ) as problem:  # a circle of links, a name that no file can have
+            self._error("E0520", item.path, f"cannot import `{written}`: {problem}")
+            return None
         if not path.is_relative_to(self.folder):
-            self._error(
-                "E0518",
-                item.path,
-                f"an import stays inside the root spec's folder, and `{item.path.value}` leaves it",
+            message = (
+                f"an import stays inside the folder of the spec that is opened, and `{written}` leaves it"
             )
-            return
-        if path in chain:
-            self._error("E0519", item.path, f"`{item.path.value}` imports its importer: a circle")
-            return
+            self._error("E0518", item.path, message)
+            return None
         key = path.relative_to(self.folder).as_posix()
+        if key in imported:
+            self._error("E0203", item.path, f"`{written}` is imported twice", imported[key].path.span)
+            return None
+        imported[key] = item
+        if path in chain:
+            own = "itself" if path == importer else "the file that it is imported by"
+            self._error("E0519", item.path, f"a circle: this file imports {own}")
+            return None
         if key not in self._read:
             self._read[key] = None
-            source = self._source(item, path, key)
+            source = self._source(item, key)
             if source is not None:
                 self.sources.append(source)
                 self._read[key] = self._file(source, path, chain)
-        read = self._read[key]
-        if read is None:
-            return
-        tree, home = read
-        for block in tree.blocks:
-            self._define(block, home, names)
+        return self._read[key]
 
-    def _source(self, item: syntax.Import, path: Path, key: str) -> Source | None:
+    def _source(self, item: syntax.Import, key: str) -> Source | None:
+        written = item.path.value
         if self.texts is not None:
             if key in self.texts:
                 return Source(key, self.texts[key])
-            self._error("E0520", item.path, f"`{item.path.value}` is not among the texts that came along")
+            self._error("E0520", item.path, f"`{written}` is not among the texts that came along")
             return None
         try:
             return read_source(str(Path(self.root.name).parent / key))
         except SpecError as problem:
-            self._error("E0520", item.path, f"cannot import `{item.path.value}`: {problem.diagnostics[0].message}")
+            self._error("E0520", item.path, f"cannot import `{written}`: {problem.diagnostics[0].message}")
             return None
 
-    def _error(self, code: str, node: syntax.Node, message: str, also: tuple[Label, ...] = ()) -> None:
+    def _twice(self, where: syntax.Node, name: str, first: Span | None) -> None:
+        by = ", the second time by this import" if isinstance(where, syntax.String) else ""
+        self._error("E0203", where, f"`{name}` is defined twice{by}", first)
+
+    def _error(self, code: str, node: syntax.Node, message: str, first: Span | None = None) -> None:
+        also = (Label(span=first, text="first here"),) if first is not None else ()
         self.report.add(Diagnostic(code=code, message=message, where=Label(span=node.span), also=also))
 
 
@@ -225,8 +279,11 @@ def check_source(
     """`check` for a text that is at hand already."""
     report = Report()
     program = read_program(source, report)
+    unread = any(isinstance(item, syntax.BrokenItem) for item in program.tree.items)
     graphs: list[ModelGraph] = []
-    if wanted.model is not None or wanted.variant is not None or set:
+    if wanted.model is not None and unread:
+        runs = [(m, wanted.variant) for m in program.tree.models if m.name.text == wanted.model]
+    elif wanted.model is not None or wanted.variant is not None or set:
         model = program.model(wanted.model, report)
         runs = [(model, wanted.variant)] if model is not None else []
     else:
@@ -235,10 +292,17 @@ def check_source(
             report.add(Diagnostic(code="E0215", message=f"{source.name} has no model and no block"))
     for model, variant in runs:
         own = Report()
-        graph = elaborate(model, program.blocks, variant=variant, overrides=set, sources=program.sources, report=own)
+        graph = elaborate(
+            model, program.blocks, variant=variant, overrides=set, sources=program.sources, report=own
+        )
         report.extend(own)
         if graph is not None:
             graphs.append(graph)
+    for definition in program.blocks.own.values():
+        meaning = definition.meaning
+        own_file = definition.span is not None and definition.span.source is source
+        if isinstance(meaning, BlockMeaning) and own_file and not definition.used:
+            check_block(meaning.block, program.blocks, report)
     return list(report), graphs
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from crate_dsl.compiler import not_yet
 from crate_dsl.compiler.arguments import Accepts, accepted, required
 from crate_dsl.compiler.draws import DRAWS
-from crate_dsl.compiler.elaborate import Elaborator
-from crate_dsl.compiler.operators import Form, Mistake, Operator, Port, Slot, Tokens, Typing, Weight
+from crate_dsl.compiler.operators import Form, Mistake, Operator, Tokens, Typing, Weight
 from crate_dsl.compiler.recipe import FORMS, Recipe, written
+from crate_dsl.compiler.reserved import FORMS as DERIVED
 from crate_dsl.compiler.steps import operators
 from crate_dsl.compiler.types import Grid, Layout, Segment, TensorType, floats
 
@@ -27,7 +28,10 @@ SECTIONS = {
     "language": ("Steps", "They stand in pipelines, bodies and stages."),
     "training": ("Random steps", "They stand where the objective alone reaches."),
     "objective": ("Losses", "They stand in `objective`, and take tensors by name."),
-    "expression": ("Arithmetic", "The compiler makes these from `+`, `-`, `*`, `/` and `[ ]`."),
+    "expression": (
+        "Arithmetic",
+        "The compiler makes these from `+`, `-`, `*`, `/` and `[ ]`. They have no other spelling.",
+    ),
 }
 
 HEAD = """\
@@ -69,7 +73,9 @@ def example(operator: type[Operator]) -> tuple[str, Operator, TensorType, Typing
             typing = made.infer(sample)
         except Mistake:
             continue
-        given = [value.name if isinstance(value, Weight | Tokens) else str(value) for value in values.values()]
+        given = [
+            value.name if isinstance(value, Weight | Tokens) else str(value) for value in values.values()
+        ]
         text = f"{operator.word}({', '.join(given)})" if given else operator.word
         return text, made, sample, typing
     raise ValueError(f"`{operator.word}` takes none of the sample inputs: add one that it takes to SAMPLES")
@@ -94,7 +100,8 @@ def _simple(accepts: Accepts, position: int) -> object:
 def signature(model: type[BaseModel], word: str) -> str:
     """`norm(by = layer, eps = …)`: an argument whose default follows from the others ends in `…`."""
     arguments = [
-        name if info.is_required() else f"{name} = {_default(info)}" for name, info in model.model_fields.items()
+        name if info.is_required() else f"{name} = {_default(info)}"
+        for name, info in model.model_fields.items()
     ]
     return f"{word}({', '.join(arguments)})" if arguments else word
 
@@ -130,8 +137,8 @@ def _doc(model: type[BaseModel]) -> str:
 
 
 def _summary(model: type[BaseModel]) -> str:
-    """The first paragraph of a docstring, on one line."""
-    return " ".join(_doc(model).partition("\n\n")[0].split())
+    """The first paragraph of a docstring, as a cell of a table."""
+    return " ".join(_doc(model).partition("\n\n")[0].split()).replace("|", r"\|")
 
 
 # ------------------------------------------------------------------ sections
@@ -140,21 +147,19 @@ def _summary(model: type[BaseModel]) -> str:
 def step(operator: type[Operator]) -> Iterator[str]:
     """The section of one operator."""
     yield from ("", f"### `{operator.word}`", "", _doc(operator))
-    if operator.kind != "expression":
-        yield from ("", "```text", signature(operator, operator.word), "```")
+    yield from ("", "```text", signature(operator, operator.word), "```")
     if operator.formula:
         yield from ("", "```math", operator.formula, "```")
     if operator.source:
         yield from ("", f"Source: {operator.source}.")
-    if operator.kind != "expression":
-        yield from _table(operator)
-    if not any(Port in accepted(operator)[name].kinds for name in required(operator)):
+    yield from _table(operator)
+    if operator.kind != "objective":
         yield from _example(operator)
 
 
 def _example(operator: type[Operator]) -> Iterator[str]:
     text, made, given, typing = example(operator)
-    weights = [f"`{name} {list(slot.shape) or '[ ]'}`" for name, slot in typing.weights.items() if isinstance(slot, Slot)]
+    weights = [f"`{name} {list(slot.shape) or '[ ]'}`" for name, slot in typing.slots.items()]
     yield from ("", f"`{given} -> {text}` gives `{typing.output}`. Weights: {', '.join(weights) or 'none'}.")
     undone = made.inverse(given)
     if isinstance(undone, Operator):
@@ -185,20 +190,40 @@ def lines() -> Iterator[str]:
     """The page."""
     yield HEAD.rstrip()
     # `transpose` and other forms of the language have operators that users do not write: language.md has them.
-    spelled = [operator for word, operator in operators().items() if word not in Elaborator.forms]
+    spelled = [operator for word, operator in operators().items() if word not in DERIVED]
     for kind, (title, introduction) in SECTIONS.items():
         members = sorted((o for o in spelled if o.kind == kind), key=lambda operator: operator.word)
         if not members:
             continue
         yield from ("", f"## {title}", "", introduction, "", "| | |", "|---|---|")
-        yield from (f"| [`{o.word}`](#{o.word}) | {_summary(o)} |" for o in members)
         for operator in members:
-            yield from step(operator)
-    yield from ("", "## Words with arguments", "", "Arguments that are words may have arguments: `norm = layer(eps = 1e-6)`.")
+            name = f"`{operator.word}`" if kind == "expression" else f"[`{operator.word}`](#{operator.word})"
+            yield f"| {name} | {_summary(operator)} |"
+        if kind != "expression":
+            for operator in members:
+                yield from step(operator)
+    yield from (
+        "",
+        "## Words with arguments",
+        "",
+        "Words as arguments, with arguments of their own: `norm = layer(eps = 1e-6)`.",
+    )
     yield from forms(form for _, form in sorted(_forms_of(spelled).items()))
-    yield from ("", "## Draws", "", "What may stand behind an input's type: `input noise : float[64, 48] = normal`.")
+    yield from (
+        "",
+        "## Draws",
+        "",
+        "What may stand behind an input's type: `input noise : float[64, 48] = normal`.",
+    )
     yield from forms(DRAWS.values())
-    yield from ("", "## Recipes", "", "What may stand in a `train` block.", "", "| entry | meaning | accepts | default |")
+    yield from (
+        "",
+        "## Recipes",
+        "",
+        "What may stand in a `train` block.",
+        "",
+        "| entry | meaning | accepts | default |",
+    )
     yield "|---|---|---|---|"
     for name, info in Recipe.model_fields.items():
         bounds = ", ".join([accepted(Recipe)[name].describe(), *_bounds(info)])
@@ -206,9 +231,25 @@ def lines() -> Iterator[str]:
     for entry, members_of in FORMS.items():
         yield from ("", f"`{entry}`:")
         yield from forms(members_of)
+    yield from (
+        "",
+        "## Not there yet",
+        "",
+        "These parse, and `check` says that they are not there yet (E0901).",
+        "",
+    )
+    yield from ("| what | which |", "|---|---|")
+    yield f"| steps and losses | {_listed(not_yet.STEPS)} |"
+    yield f"| arguments | {_listed(f'{step}({name} = …)' for step, name in not_yet.ARGUMENTS)} |"
+    yield f"| words of arguments | {_listed(f'{step}({name} = {word})' for step, name, word in not_yet.WORDS)} |"
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(f"`{word}`" for word in sorted(words))
 
 
 def page() -> str:
+    """The page as one text."""
     return "\n".join(lines()) + "\n"
 
 

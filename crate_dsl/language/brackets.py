@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from crate_dsl.language import slips
-from crate_dsl.language.diagnostics import Diagnostic
-from crate_dsl.language.slips import ITEMS, MODEL_STATEMENTS, starts_statement
-from crate_dsl.language.source import Source
+from crate_dsl.language.diagnostics import Diagnostic, Label
+from crate_dsl.language.place import ITEMS, MODEL_STATEMENTS, missing_brace, starts_statement
+from crate_dsl.language.source import Source, Span
 from crate_dsl.language.tokens import CLOSERS, MOST_MISTAKES, Token
 
 
@@ -142,7 +141,7 @@ class _Balancer:
         top = self.open.pop()
         last = self.found.tokens[-1]
         self.found.tokens.append(Token(top.closer, top.closer, last.end, last.end))
-        self.found.diagnostics.append(slips.missing_closer(self.source, top.token, top.closer, last))
+        self.found.diagnostics.append(_missing_closer(self.source, top.token, top.closer, last))
         self.mend(top.token.start)
 
     def mend(self, offset: int) -> None:
@@ -178,7 +177,7 @@ class _Balancer:
             return False
         last = tokens[index - 1]
         tokens.insert(index, Token("{", "{", last.end, last.end))
-        self.found.diagnostics.append(slips.missing_brace(self.source, tokens[head], last))
+        self.found.diagnostics.append(missing_brace(self.source, tokens[head], last))
         return True
 
     def may_end_item(self, index: int) -> bool:
@@ -191,12 +190,40 @@ class _Balancer:
         token = self.given[index]
         top = self.open[-1] if self.open else None
         if top and top.token.type != "{" and token.type != "}":
-            self.found.diagnostics.append(slips.wrong_closer(self.source, top.token, top.closer, token))
+            self.found.diagnostics.append(_wrong_closer(self.source, top.token, top.closer, token))
             self.found.tokens.append(Token(top.closer, token.text, token.start, token.end, token.first))
             self.open.pop()
             self.found.mended.add(token.start)
         else:
-            self.found.diagnostics.append(slips.stray_closer(self.source, token))
+            self.found.diagnostics.append(_stray_closer(self.source, token))
             if self.open and not token.first and self.found.tokens:
                 self.found.mended.add(self.found.tokens[-1].start)
         return False
+
+
+# ------------------------------------------------------------------ messages
+
+
+def _missing_closer(source: Source, opener: Token, closer: str, last: Token) -> Diagnostic:
+    return Diagnostic(
+        code="E0102",
+        message=f"this `{opener.text}` is not closed",
+        where=Label(span=Span(source, opener.start, opener.end), text="opened here"),
+        also=(
+            Label(span=Span(source, last.end, last.end + 1), text=f"`{closer}` expected here, at the latest"),
+        ),
+    )
+
+
+def _wrong_closer(source: Source, opener: Token, closer: str, found: Token) -> Diagnostic:
+    return Diagnostic(
+        code="E0103",
+        message=f"`{opener.text}` is closed by `{found.text}`",
+        where=Label(span=Span(source, found.start, found.end), text=f"`{closer}` expected here"),
+        also=(Label(span=Span(source, opener.start, opener.end), text="opened here"),),
+    )
+
+
+def _stray_closer(source: Source, found: Token) -> Diagnostic:
+    where = Label(span=Span(source, found.start, found.end))
+    return Diagnostic(code="E0103", message=f"this `{found.text}` closes nothing", where=where)

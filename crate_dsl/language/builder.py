@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from typing import Any, TypeVar
 
-from crate_dsl.language import slips
+from crate_dsl.language import refusals
 from crate_dsl.language.diagnostics import Diagnostic
 from crate_dsl.language.source import Source, Span
 from crate_dsl.language.syntax import (
@@ -66,7 +66,8 @@ MODEL_ONLY = (Target, Objective, Variant, Train)
 
 class Builder:
     """One file's tree. `mended` holds the offsets at which recovery changed the text: the statement around such a place
-    is kept as `Broken`, with the names that it would have bound; `skipped` holds those of text that was passed over."""
+    is kept as `Broken`, with the names that it would have bound; `skipped` holds those of text that was passed over.
+    """
 
     def __init__(
         self,
@@ -123,7 +124,9 @@ class Builder:
 
     def _broken(self, node: Node) -> Node:
         """A statement that recovery changed, or that means two things, as what can still be known of it: its names."""
-        inside = {offset for offset in (*self.mended, *self.refused) if node.span.start <= offset < node.span.end}
+        inside = {
+            offset for offset in (*self.mended, *self.refused) if node.span.start <= offset < node.span.end
+        }
         if not inside:
             return node
         if not inside & self.mended:
@@ -138,7 +141,9 @@ class Builder:
         return Identifier(span=Span(self.source, token.start, token.end), text=token.text)
 
     def names(self, parts: Parts) -> tuple[Identifier, ...]:
-        return tuple(self.identifier(part) for part in parts if isinstance(part, Token) and part.type == "NAME")
+        return tuple(
+            self.identifier(part) for part in parts if isinstance(part, Token) and part.type == "NAME"
+        )
 
     def name(self, parts: Parts) -> Identifier:
         return self.names(parts)[0]
@@ -147,7 +152,7 @@ class Builder:
         """The operands of an operator. A pipeline among them is a mistake, and makes the statement around it broken."""
         found = only(parts, Expression)
         if any(isinstance(operand, Pipe) for operand in found):
-            self.refused[span.start] = slips.pipeline_as_operand(span, found)
+            self.refused[span.start] = refusals.pipeline_as_operand(span, found)
         return found
 
 
@@ -161,15 +166,18 @@ def bound_names(node: Node) -> tuple[Identifier, ...]:
 
 
 def only(parts: Parts, kind: type[N]) -> tuple[N, ...]:
+    """The nodes of a kind."""
     return tuple(part for part in parts if isinstance(part, kind))
 
 
 def maybe(parts: Parts, kind: type[N]) -> N | None:
+    """The node of a kind, if there is one."""
     found = only(parts, kind)
     return found[0] if found else None
 
 
 def body(parts: Parts) -> Chain | Graph | None:
+    """The body, if there is one."""
     return maybe(parts, Chain) or maybe(parts, Graph)
 
 
@@ -183,7 +191,9 @@ def terms(values: tuple[Expression, ...], parts: Parts) -> tuple[Term, ...]:
     """What follows the first operand, each with the operator before it."""
     operators = [part for part in parts if isinstance(part, Token)]
     return tuple(
-        Term(span=Span(value.span.source, operator.start, value.span.end), operator=operator.type, value=value)
+        Term(
+            span=Span(value.span.source, operator.start, value.span.end), operator=operator.type, value=value
+        )
         for operator, value in zip(operators, values[1:], strict=True)
     )
 
@@ -242,7 +252,9 @@ def _input(b: Builder, span: Span, parts: Parts) -> Node:
 
 @makes("learn")
 def _learn(b: Builder, span: Span, parts: Parts) -> Node:
-    return LearnStatement(span=span, name=b.name(parts), type=maybe(parts, Type), initial=maybe(parts, Expression))
+    return LearnStatement(
+        span=span, name=b.name(parts), type=maybe(parts, Type), initial=maybe(parts, Expression)
+    )
 
 
 @makes("target")
@@ -329,7 +341,7 @@ def _allowed(b: Builder, statement: Statement) -> Statement:
     """A statement of a graph body, `Broken` where only a model may hold it."""
     if not isinstance(statement, MODEL_ONLY):
         return statement
-    b.diagnostics.append(slips.model_only(statement.span))
+    b.diagnostics.append(refusals.model_only(statement.span))
     return Broken(span=statement.span, names=bound_names(statement))
 
 

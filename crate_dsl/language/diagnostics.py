@@ -20,7 +20,7 @@ SHOWN = 50
 class Label(BaseModel):
     """A stretch of text and what there is to say about it."""
 
-    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, defer_build=True)
 
     span: Span
     text: str = ""
@@ -29,12 +29,12 @@ class Label(BaseModel):
 class Diagnostic(BaseModel):
     """One mistake, in the spec's own words.
 
-    `where` is underlined (None where the mistake has no text to point at: a missing file); `also` are further underlines
+    `where` is underlined (None where the mistake has no text to point at: a missing file); `also` are further marks
     (the other of two shapes that disagree); `uses` is the chain of blocks and repeats that led to the place, innermost
     first; `help` says what would work.
     """
 
-    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, defer_build=True)
 
     code: str
     message: str

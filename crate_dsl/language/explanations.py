@@ -46,7 +46,7 @@ def explanation(code: str) -> Explanation:
         raise KeyError(code)
     page = (_folder() / f"{code}.md").read_text(encoding="utf-8")
     heading, _, rest = page.partition("\n")
-    blocks = dict(_BLOCK.findall(rest))
+    blocks: dict[str, str] = dict(_BLOCK.findall(rest))
     return Explanation(
         code=code,
         title=heading.removeprefix("# "),

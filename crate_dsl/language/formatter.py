@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import TypeVar
 
 from crate_dsl.language.diagnostics import SpecError
@@ -146,7 +147,7 @@ class _Formatter:
         return found
 
     def comment_lines(self, found: list[Doc], previous: int, start: int, force: bool) -> tuple[int, bool]:
-        """Add the comments before an offset. Returns where the last one ends, and whether `force` is still to be done."""
+        """Add the comments before an offset. Returns where the last one ends, and whether `force` is left to do."""
         while self.comments and self.comments[0].start < start:
             span = self.comments[0]
             if self.on_own_line(span):
@@ -178,10 +179,13 @@ class _Formatter:
     # -------------------------------------------------------------- files
 
     def file(self, file: File) -> Doc:
-        def apart(item: Node) -> bool:
-            return not (isinstance(item, Import) and item in file.imports[1:])
-
-        return text(*self.lines(file.items, self.item, 0, len(self.source.text) + 1, apart))
+        together = {
+            id(after)
+            for before, after in pairwise(file.items)
+            if isinstance(before, Import) and isinstance(after, Import)
+        }
+        end = len(self.source.text) + 1
+        return text(*self.lines(file.items, self.item, 0, end, lambda item: id(item) not in together))
 
     def item(self, item: Node) -> Doc:
         if isinstance(item, Import):
@@ -221,16 +225,21 @@ class _Formatter:
         if isinstance(node, Stage):
             head = text(self.word("stage ", node.span.start), self.name(node.name), " ")
             equals = self.mark("= ", node.name.span.end)
-            bare = (
-                isinstance(node.body, Chain) and node.body.span.text[:1] != "{" and len(node.body.lines) == 1
-            )
-            return text(head, equals, self.run(node.body.steps) if bare else self.body(node.body))
+            body = node.body
+            if isinstance(body, Chain) and len(body.lines) == 1 and body.span.text[:1] != "{":
+                return text(head, equals, self.run(body.steps))
+            return text(head, equals, self.body(body))
         if isinstance(node, Binding):
-            names = Fill(tuple(self.followed(self.name(name), ",", name is not node.names[-1]) for name in node.names))
+            names = Fill(
+                tuple(self.followed(self.name(name), ",", name is not node.names[-1]) for name in node.names)
+            )
             return text(names, " ", self.mark("= ", node.names[-1].span.end), self.expression(node.value))
         if isinstance(node, Output):
             keyword = self.word("output ", node.span.start)
-            values = (self.followed(self.expression(value), ",", value is not node.values[-1]) for value in node.values)
+            values = (
+                self.followed(self.expression(value), ",", value is not node.values[-1])
+                for value in node.values
+            )
             return text(keyword, Fill(tuple(values)))
         if isinstance(node, Objective):
             return text(self.word("objective ", node.span.start), self.expression(node.value))
@@ -243,7 +252,9 @@ class _Formatter:
     def followed(self, doc: Doc, mark: str, wanted: bool) -> Doc:
         return text(doc, mark) if wanted else doc
 
-    def declared(self, keyword: str, node: Input | LearnStatement | Target, type: Type | None, value: Expression | None) -> Doc:
+    def declared(
+        self, keyword: str, node: Input | LearnStatement | Target, type: Type | None, value: Expression | None
+    ) -> Doc:
         parts = [self.word(keyword, node.span.start), self.name(node.name)]
         if type is not None:
             parts += [Text(" "), self.mark(": ", node.name.span.end), self.type(type)]
@@ -304,7 +315,7 @@ class _Formatter:
         return Fill((self.step(first), *self.arrows(others, first.span.end)))
 
     def arrows(self, steps: Sequence[Step], end: int) -> list[Doc]:
-        found = []
+        found: list[Doc] = []
         for step in steps:
             found.append(text(self.mark("-> ", end), self.step(step)))
             end = step.span.end
@@ -342,7 +353,9 @@ class _Formatter:
         if isinstance(node, Negative):
             return text(self.word("-", start), self.expression(node.value))
         if isinstance(node, Bounded):
-            return text(self.name(node.name), " ", self.mark("<= ", node.name.span.end), self.expression(node.bound))
+            return text(
+                self.name(node.name), " ", self.mark("<= ", node.name.span.end), self.expression(node.bound)
+            )
         if isinstance(node, Attribute):
             return text(self.name(node.value), self.mark(".", node.value.span.end), self.name(node.attribute))
         return self.bracketed(node)
@@ -363,7 +376,10 @@ class _Formatter:
 
     def chain(self, first: Doc, rest: Iterable[tuple[str, Expression, int]]) -> Doc:
         """Operands with an operator before each but the first."""
-        parts = [nest(Break(), self.word(f"{operator} ", place), self.expression(value)) for operator, value, place in rest]
+        parts = [
+            nest(Break(), self.word(f"{operator} ", place), self.expression(value))
+            for operator, value, place in rest
+        ]
         return group(first, *parts)
 
     def joined(self, operator: str, values: Sequence[Expression]) -> Doc:

@@ -6,8 +6,8 @@ comment ends its line, whatever it stands in. Nothing recurses, so that depth is
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import reduce
 
 WIDTH = 120
 INDENT = 4
@@ -68,7 +68,7 @@ class Sequence:
 class Fill:
     """Items with a break between them, as many on a line as fit, all but the first further in.
 
-    What does not fit on a line at all starts on one, and so does what follows it; but the first item stands where it is.
+    What does not fit on a line at all starts on one, and so does what follows it; but the first item stays in place.
     """
 
     items: tuple[Doc, ...]
@@ -90,22 +90,28 @@ class _Rest:
 Doc = Text | Break | Newline | Comment | Sequence | Fill | _Rest
 
 
-def _total(parts: tuple[Doc, ...]) -> int | None:
-    def add(total: int | None, part: Doc) -> int | None:
-        return None if total is None or part.width is None else total + part.width
-
-    return reduce(add, parts, 0)
+def _total(parts: Iterable[Doc]) -> int | None:
+    """The width on one line; None where something in it ends its line."""
+    total = 0
+    for part in parts:
+        if part.width is None:
+            return None
+        total += part.width
+    return total
 
 
 def text(*parts: Doc | str) -> Sequence:
+    """Documents one after another."""
     return Sequence(tuple(Text(part) if isinstance(part, str) else part for part in parts))
 
 
 def group(*parts: Doc | str) -> Sequence:
+    """Documents on one line if they fit, else broken at each of their own breaks."""
     return Sequence(text(*parts).parts, group=True)
 
 
 def nest(*parts: Doc | str) -> Sequence:
+    """Documents whose further lines stand further in."""
     return Sequence(text(*parts).parts, nested=True)
 
 
@@ -181,7 +187,13 @@ class _Printer:
 
     def comment(self, comment: Comment, indent: int) -> None:
         """Write a comment. One that ended a line of text does so again, if only a break came between."""
-        if not self.line and not comment.own_line and self.lines and self.commented != len(self.lines) - 1 and self.lines[-1]:
+        if (
+            not self.line
+            and not comment.own_line
+            and self.lines
+            and self.commented != len(self.lines) - 1
+            and self.lines[-1]
+        ):
             self.lines[-1] += f"  {comment.text}"
             self.commented = len(self.lines) - 1
             return

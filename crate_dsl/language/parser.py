@@ -56,7 +56,7 @@ def parse(source: Source) -> Parsed:
     mended = lexed.mended | balanced.mended
 
     builder = Builder(source, mended)
-    tree = builder.build(tables, balanced.tokens)
+    tree = None if found else builder.build(tables, balanced.tokens)
     if tree is None:
         try:
             recovered = recover(source, tables, balanced.tokens, mended, MOST_MISTAKES)
@@ -65,7 +65,8 @@ def parse(source: Source) -> Parsed:
         found.extend(recovered.diagnostics)
         builder = Builder(source, mended | recovered.mended, recovered.skipped)
         tree = builder.build(tables, recovered.tokens)
-        assert tree is not None, "recovery makes tokens that fit"
+        if tree is None:
+            return _unreadable(source, comments, found)
     found.extend(builder.diagnostics)
     deep = _deep_node(tree) if depth > MOST_NESTING // 4 else None
     if deep is not None:
@@ -98,7 +99,9 @@ def _too_deep(source: Source, offset: int) -> Diagnostic:
         code="E0006",
         message="this is nested too deeply",
         where=Label(span=Span(source, offset, offset + 1)),
-        help=(f"at most {MOST_NESTING} brackets stand within one another: give what stands inside a name of its own",),
+        help=(
+            f"at most {MOST_NESTING} brackets stand within one another: give what stands inside a name of its own",
+        ),
     )
 
 

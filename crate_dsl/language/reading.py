@@ -19,14 +19,18 @@ def read_source(path: str | Path, name: str | None = None) -> Source:
     path = Path(path)
     try:
         if path.is_dir():
-            raise SpecError([Diagnostic(code="E0002", message=f"`{name}` is a folder", help=_beside(path / "_"))])
+            raise SpecError(
+                [Diagnostic(code="E0002", message=f"`{name}` is a folder", help=_beside(path / "_"))]
+            )
         size = path.stat().st_size
         if size > MOST_BYTES:
             raise SpecError([too_large(name)])
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
-        raise SpecError([Diagnostic(code="E0001", message=f"there is no file `{name}`", help=_beside(path))]) from None
+        raise SpecError(
+            [Diagnostic(code="E0001", message=f"there is no file `{name}`", help=_beside(path))]
+        ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         message = f"`{name}` cannot be read: {reason.lower()}"
@@ -40,7 +44,9 @@ def too_large(name: str | None = None) -> Diagnostic:
     """The diagnostic for a text beyond the limit."""
     subject = f"`{name}`" if name else "this text"
     message = f"{subject} is longer than {MOST_BYTES // 1024} KiB"
-    return Diagnostic(code="E0004", message=message, help=("blocks can be moved to a file of their own, and imported",))
+    return Diagnostic(
+        code="E0004", message=message, help=("blocks can be moved to a file of their own, and imported",)
+    )
 
 
 def _decoded(name: str, data: bytes) -> str:
@@ -53,7 +59,9 @@ def _decoded(name: str, data: bytes) -> str:
         source = Source(name, f"{text}\N{REPLACEMENT CHARACTER}")
         where = Label(span=Span(source, len(text), len(text) + 1), text=f"byte {byte:#04x}")
         help = "save the file as UTF-8"
-        raise SpecError([Diagnostic(code="E0005", message="this file is not UTF-8 text", where=where, help=(help,))]) from None
+        raise SpecError(
+            [Diagnostic(code="E0005", message="this file is not UTF-8 text", where=where, help=(help,))]
+        ) from None
 
 
 def _beside(path: Path) -> tuple[str, ...]:

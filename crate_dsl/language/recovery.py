@@ -1,24 +1,21 @@
 """Tokens that do not fit the grammar -> tokens that do, and what was wrong with them.
 
-The tokens are read without building anything. Where one does not fit, the slip is named (`slips`) and mended if what was
-meant is plain; else the text from the start of the statement to the start of the next is passed over: a placeholder stands
-in for it. Either way the statement's offset is remembered, and its node becomes `Broken`.
+The tokens are read without building anything. Where one does not fit, the slip is named (`slips`) and mended if what
+was meant is plain; else the text from the start of the statement to the start of the next is passed over, and a
+placeholder stands in for it. Either way the statement's offset is remembered, and its node becomes `Broken`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from crate_dsl.language import slips
 from crate_dsl.language.diagnostics import Diagnostic
-from crate_dsl.language.slips import ITEMS, STATEMENTS, Mend, Place, starts_statement
+from crate_dsl.language.place import ITEMS, STATEMENTS, Kind, Mend, Place, starts_statement
 from crate_dsl.language.source import Source, Span
 from crate_dsl.language.syntax import Identifier
 from crate_dsl.language.tables import END, Tables
 from crate_dsl.language.tokens import CLOSERS, Token
-
-Kind = Literal["items", "statements", "steps", "settings"]
 
 #: The shortest text of each kind; of a model or a block, the shortest head.
 PLACEHOLDERS = {
@@ -76,7 +73,9 @@ def recover(source: Source, tables: Tables, tokens: list[Token], mended: set[int
 
 
 class _Recovery:
-    def __init__(self, source: Source, tables: Tables, tokens: list[Token], mended: set[int], most: int) -> None:
+    def __init__(
+        self, source: Source, tables: Tables, tokens: list[Token], mended: set[int], most: int
+    ) -> None:
         self.source = source
         self.tables = tables
         end = tokens[-1].end if tokens else 0
@@ -121,7 +120,7 @@ class _Recovery:
         return starts and (self.tables.accepts(self.states, "}") or self.tables.accepts(self.states, END))
 
     def interrupts(self, index: int) -> bool:
-        """Whether a token begins a statement although the one before it is not whole: `x =`, and `y = z` on the next line."""
+        """Whether a statement begins although the one before it is not whole: `x =`, and `y = z` on the next line."""
         token = self.tokens[index]
         if token.type != "NAME" or self.levels[-1].bracket not in ("", "{"):
             return False
@@ -212,8 +211,10 @@ class _Recovery:
         end = self.next_start(start, index, kind)
         keeps_body = kind == "items" and self.tokens[start].type in ("model", "block")
         if keeps_body:
-            end = next((i for i in range(start + 1, end) if self.tokens[i].type == "{"), end)
+            end = self.opener(start, end)
             keeps_body = self.tokens[end].type == "{"
+        if start == end:
+            raise TooManyMistakes(self.found.diagnostics)
         region = self.tokens[start:end]
         offset = region[0].start
         self.found.mended.add(offset)
@@ -244,6 +245,16 @@ class _Recovery:
             depth += (token.type in CLOSERS) - (token.type in CLOSERS.values())
         return len(self.tokens) - 1
 
+    def opener(self, start: int, end: int) -> int:
+        """Where the body of a model or a block opens, so that it is read although the head is not; else `end`."""
+        depth = 0
+        for position in range(start, end):
+            token = self.tokens[position].type
+            if token == "{" and depth == 0:
+                return position
+            depth += (token in CLOSERS) - (token in CLOSERS.values())
+        return end
+
     def names(self, region: list[Token], kind: Kind) -> tuple[Identifier, ...]:
         """The names that a statement seems to bind: those before its `=` or `:`, or after its keyword."""
         names = []
@@ -254,5 +265,8 @@ class _Recovery:
             elif token.type != "," and token.type not in (*STATEMENTS, *ITEMS):
                 after = token.type
                 break
-        binds = region[0].type in (*STATEMENTS, *ITEMS) or after in ("=", ":", "==") or len(names) > 1
-        return tuple(names) if binds and kind in ("items", "statements") else ()
+        if kind not in ("items", "statements"):
+            return ()
+        if region[0].type in (*STATEMENTS, *ITEMS):
+            return tuple(names[:1])
+        return tuple(names) if after in ("=", ":", "==") or len(names) > 1 else ()

@@ -18,7 +18,7 @@ from crate_dsl.language.source import Span
 class Node(BaseModel):
     """What every node has: the place it was read from."""
 
-    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, extra="forbid", defer_build=True)
 
     span: Span
 
@@ -233,7 +233,7 @@ class Broken(Statement):
 
 
 class Chain(Node):
-    """`{ a -> b  c }`: steps in order. Each line is a run of steps joined by arrows; lines only matter to the formatter."""
+    """`{ a -> b  c }`: steps in order. A line is a run of steps joined by arrows; lines are for the formatter."""
 
     lines: tuple[tuple[Step, ...], ...]
 
@@ -273,7 +273,7 @@ class Model(Node):
 
 
 class BrokenItem(Node):
-    """A block or model whose head could not be read."""
+    """A block, model or import that could not be read: a mistake in its head, or in the chain that is its body."""
 
     names: tuple[Identifier, ...]
 

@@ -27,7 +27,7 @@ END = "$END"
 
 @dataclass(frozen=True)
 class Rule:
-    """What a reduction replaces (`size` symbols) and by what. A rule whose name starts with `_` leaves no node behind."""
+    """What a reduction replaces (`size` symbols) and by what. One whose name starts with `_` leaves no node behind."""
 
     name: str
     size: int
@@ -40,7 +40,8 @@ class Rule:
 @dataclass(frozen=True, eq=False)
 class Tables:
     """`actions[state][terminal]` is the state to go to, or `~rule` where a rule is complete; `gotos[state][rule name]`
-    is the state to go to once a rule has been reduced."""
+    is the state to go to once a rule has been reduced.
+    """
 
     patterns: dict[str, str]
     keywords: tuple[str, ...]
@@ -53,9 +54,10 @@ class Tables:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Tables:
-        data = json.loads(text)
-        data["rules"] = tuple(Rule(name, size) for name, size in data["rules"])
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+        data: dict[str, Any] = json.loads(text)
+        data["rules"] = [Rule(name, size) for name, size in data["rules"]]
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**fields)
 
     def to_json(self) -> str:
         """One line for each rule and state, so that a change of the grammar can be read in a diff."""
@@ -116,8 +118,10 @@ def compile_grammar(text: str) -> Tables:
         strict=True,
     )
     patterns, keywords = _terminals(parser)
-    spelling = {t.name: t.pattern.value if t.pattern.type == "str" else t.name for t in parser.terminals} | {END: END}
-    table: Any = parser.parser.parser._parse_table  # type: ignore[attr-defined]
+    spelling = {t.name: t.pattern.value if t.pattern.type == "str" else t.name for t in parser.terminals} | {
+        END: END
+    }
+    table: Any = parser.parser.parser._parse_table
     states = _numbered(table)
     rules: dict[Rule, int] = {}
     actions: list[dict[str, int]] = []
@@ -146,8 +150,7 @@ def compile_grammar(text: str) -> Tables:
 
 
 def _terminals(parser: lark.Lark) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The patterns of the terminals in the order in which they are tried (`.5` before `.`), and the keywords: those that
-    would else be a NAME."""
+    """The terminals' patterns in the order in which they are tried (`.5` before `.`), and the keywords among them."""
     name = next(t.pattern for t in parser.terminals if t.name == "NAME").to_regexp()
     written = [t.pattern for t in parser.terminals if t.pattern.type == "str"]
     keywords = sorted(pattern.value for pattern in written if re.fullmatch(name, pattern.value))

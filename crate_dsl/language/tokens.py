@@ -26,7 +26,8 @@ CLOSERS = {"(": ")", "[": "]", "{": "}"}
 
 class Token(NamedTuple):
     """A word or mark of the grammar. `type` is its own text, or NAME, NUMBER, STRING; `first` says that it is the first
-    on its line."""
+    on its line.
+    """
 
     type: str
     text: str
@@ -146,7 +147,7 @@ class _Lexer:
         self.first = False
 
     def mark_gaps(self) -> None:
-        """Mark a token of the line of each place where something was left out: the one before it, or else the one after."""
+        """Mark the first token of each line on which something was left out."""
         tokens = self.found.tokens
         lines: dict[int, int] = {}
         for gap in self.gaps:
@@ -164,7 +165,8 @@ class _Lexer:
         if digits <= MOST_DIGITS and (len(exponent) <= 8 and abs(int(exponent or 0)) <= MOST_EXPONENT):
             return text
         where = self.label(start, start + len(text))
-        limits = f"a number has at most {MOST_DIGITS} digits, and an exponent between -{MOST_EXPONENT} and {MOST_EXPONENT}"
+        exponents = f"an exponent between -{MOST_EXPONENT} and {MOST_EXPONENT}"
+        limits = f"a number has at most {MOST_DIGITS} digits, and {exponents}"
         self.report(Diagnostic(code="E0007", message="this number is too long", where=where, help=(limits,)))
         self.found.mended.add(start)
         return "0"
@@ -197,7 +199,9 @@ class _Lexer:
         end = len(self.text) if found < 0 else found + (0 if close == "\n" else len(close))
         where = self.label(start, start + len(mark))
         message = f"`{mark}` does not start a comment"
-        self.report(Diagnostic(code="E0106", message=message, where=where, help=("a comment starts with `#`",)))
+        self.report(
+            Diagnostic(code="E0106", message=message, where=where, help=("a comment starts with `#`",))
+        )
         self.gaps.append(start)
         return end
 
@@ -212,19 +216,23 @@ class _Lexer:
         while end < len(self.text) and self.text[end] == character:
             end += 1
         message = f"unknown character {_shown(character)}"
-        help = ("text in quotes stands between \" and \", or between ' and '",) if character in "“”„«»‘’" else ()
+        help = (
+            ("text in quotes stands between \" and \", or between ' and '",) if character in "“”„«»‘’" else ()
+        )
         self.report(Diagnostic(code="E0105", message=message, where=self.label(start, end), help=help))
         self.gaps.append(start)
         return end
 
     def open_string(self, start: int) -> int:
-        """Text in quotes whose end is missing: it is taken to end with its line, before the closers and commas there."""
+        """Text in quotes without an end is taken to end with its line, before the closers and commas there."""
         line_end = re.compile(r"[\r\n]|\Z").search(self.text, start)
         assert line_end is not None
         end = start + len(self.text[start : line_end.start()].rstrip(" \t,)]}"))
         quote = self.text[start]
         where = self.label(start, end, f"the closing {quote} is missing")
-        self.report(Diagnostic(code="E0104", message="this text in quotes does not end on its line", where=where))
+        self.report(
+            Diagnostic(code="E0104", message="this text in quotes does not end on its line", where=where)
+        )
         self.put("STRING", start, max(end, start + 1))
         return max(end, start + 1)
 

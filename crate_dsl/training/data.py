@@ -117,7 +117,7 @@ class Data:
             for array in (part.images_nchw, part.labels_n):
                 digest.update(repr(None if array is None else (array.shape, array.dtype.str)).encode())
                 if array is not None:
-                    digest.update(np.ascontiguousarray(array))
+                    digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
     def limited(self, images: int) -> Data:

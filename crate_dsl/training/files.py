@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crate_dsl.language.diagnostics import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
@@ -35,7 +38,19 @@ def written_aside(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write a whole text file. Raises `UserError` as `written_aside` does."""
     with written_aside(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_bytes(text.encode("utf-8"))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a whole safetensors file. Raises `UserError` as `written_aside` does."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with written_aside(path) as aside:
+        try:
+            save_file(dict(tensors), aside, metadata=dict(metadata))
+        except SafetensorError as problem:  # a full disk, say
+            raise UserError(f"{path} could not be written: {problem}") from problem
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -96,6 +96,11 @@ class Gallery:
         return rows
 
 
+def spread(seen: Sequence[Seen], count: int) -> Sequence[Seen]:
+    """At most so many of them, evenly from the whole: test images are often sorted by class."""
+    return [seen[at * len(seen) // count] for at in range(count)] if len(seen) > count else seen
+
+
 # ------------------------------------------------------------------ the terminal
 
 
@@ -186,8 +191,8 @@ def write_page(gallery: Gallery, path: Path, *, title: str, facts: Sequence[tupl
         for heading, group in (
             (f"Wrong: all {len(gallery.wrong)}, the surest first", gallery.wrong),
             (
-                f"Right: the first {min(MOST_RIGHT, len(gallery.right))} of {len(gallery.right)}",
-                gallery.right[:MOST_RIGHT],
+                f"Right: {min(MOST_RIGHT, len(gallery.right))} of {len(gallery.right)}",
+                spread(gallery.right, MOST_RIGHT),
             ),
         )
     }

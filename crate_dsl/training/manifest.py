@@ -193,6 +193,6 @@ def _exact(value: Any) -> Any:
 def same_texts(folder: Path, texts: Mapping[str, str]) -> bool:
     """Whether `spec/` holds these texts."""
     return all(
-        (folder / name).is_file() and (folder / name).read_text("utf-8") == text
+        (folder / name).is_file() and (folder / name).read_bytes() == text.encode()
         for name, text in texts.items()
     )

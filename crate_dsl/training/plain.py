@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from crate_dsl.language.diagnostics import UserError
-from crate_dsl.training.files import written_aside
+from crate_dsl.training.files import write_tensors
 
 #: Where the JSON stands in the file's metadata.
 KEY = "crate_dsl.checkpoint"
@@ -32,8 +31,7 @@ def save_plain(value: Mapping[str, Any], path: Path) -> None:
     """
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_packed(value, "", tensors))
-    with written_aside(path) as aside:
-        save_file(tensors, aside, metadata={KEY: text})
+    write_tensors(path, tensors, {KEY: text})
 
 
 def load_plain(path: Path, device: torch.device | str = "cpu") -> Any:

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 import crate_dsl
@@ -30,11 +29,12 @@ from crate_dsl.language.diagnostics import UserError
 from crate_dsl.training.batches import Held, Scores, measure
 from crate_dsl.training.data import Data
 from crate_dsl.training.feed import check_fits
-from crate_dsl.training.files import written_aside
+from crate_dsl.training.files import write_tensors
 from crate_dsl.training.manifest import Manifest
 from crate_dsl.training.sources import open_data
 
 if TYPE_CHECKING:
+    from crate_dsl.compiler.network import Network
     from crate_dsl.compiler.prove import Proof
 
 #: The files of a run.
@@ -60,7 +60,7 @@ class Run:
         """The network's graph, from the texts in the folder. Raises `SpecError` where they were tampered with."""
         return crate_dsl.load(str(self.folder / self.manifest.target), set=self.manifest.overrides())
 
-    def net(self) -> nn.Module:
+    def net(self) -> Network:
         """The trained network, on the CPU and in evaluation mode.
 
         Raises:
@@ -141,8 +141,7 @@ def evaluate(run: Run, data: Data | None = None, *, device: str = "cpu") -> Scor
 def save_weights(net: nn.Module, path: Path) -> None:
     """Write a network's weights by their spec paths, whole or not at all."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-    with written_aside(path) as aside:
-        save_file(weights, aside, metadata={"format": "pt"})
+    write_tensors(path, weights, {"format": "pt"})
 
 
 def load_weights(net: nn.Module, path: Path) -> None:

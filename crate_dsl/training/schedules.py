@@ -25,7 +25,9 @@ def optimizer_of(recipe: Recipe, module: nn.Module, *, fused: bool = True) -> op
     ]
     groups = [group for group in groups if group["params"]]
     if isinstance(form, AdamW):
-        return optim.AdamW(groups, lr=form.lr, betas=form.betas, eps=form.eps, fused=fused)
+        return optim.AdamW(
+            groups, lr=form.lr, betas=(form.betas[0], form.betas[1]), eps=form.eps, fused=fused
+        )
     if isinstance(form, Lion):
         lion = required_module("lion_pytorch", "the optimiser `lion`")
         made: optim.Optimizer = lion.Lion(groups, lr=form.lr, betas=form.betas)

@@ -9,6 +9,7 @@ import gzip
 import importlib
 import io
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -131,7 +132,7 @@ def _read_idx(path: Path, axes: int) -> NDArray[np.uint8]:
         raise UserError(f"{path} is cut off or damaged: {problem}") from problem
 
 
-def _idx_array(path: Path, file: IO[bytes], axes: int) -> NDArray[np.uint8]:
+def _idx_array(path: Path, file: IO[bytes] | gzip.GzipFile, axes: int) -> NDArray[np.uint8]:
     head = file.read(4 + 4 * axes)
     magic = bytes([0, 0, 8, axes])
     if head[:4] != magic:
@@ -318,7 +319,7 @@ def _lot(path: Path) -> float:
 
 def read_pictures(paths: list[Path]) -> NDArray[np.uint8]:
     """All pictures, (N, C, H, W): grey where all are grey, else in colour."""
-    pictures = [_read_picture(path, len(paths)) for path in paths]
+    pictures = [read_picture(path, len(paths)) for path in paths]
     size = pictures[0].shape[:2]
     for path, picture in zip(paths, pictures, strict=True):
         if picture.shape[:2] != size:
@@ -335,13 +336,20 @@ def read_pictures(paths: list[Path]) -> NDArray[np.uint8]:
     return np.stack(pictures)[:, None]
 
 
-def _read_picture(path: Path, count: int) -> NDArray[np.uint8]:
-    """One picture: (H, W) if it is grey, else (H, W, 3)."""
-    required_module("PIL", "`folder`")
-    from PIL import Image, ImageOps
+def read_picture(path: Path, count: int = 1) -> NDArray[np.uint8]:
+    """One picture, of `count` that must fit into memory together: (H, W) if it is grey, else (H, W, 3).
+
+    Raises:
+        UserError: the file is no picture, or one of other than 8 bits a channel, or too large, or partly transparent.
+    """
+    required_module("PIL", "reading pictures")
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # a stricter bound follows
+            opened = Image.open(path)
+        with opened as image:
             pixels = image.width * image.height
             if pixels > MAXIMUM_PIXELS or pixels * count * 3 > MAXIMUM_BYTES:
                 size = f"{image.width} x {image.height}"
@@ -349,7 +357,10 @@ def _read_picture(path: Path, count: int) -> NDArray[np.uint8]:
             if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"):
                 raise UserError(f"{path} has pixels of kind {image.mode}, but 8 bits a channel are needed")
             upright = ImageOps.exif_transpose(image)
-            if upright.has_transparency_data and upright.convert("RGBA").getextrema()[3] != (255, 255):
+            if upright.has_transparency_data and upright.convert("RGBA").getchannel("A").getextrema() != (
+                255,
+                255,
+            ):
                 help = "lay it on a background first: what is behind it is not known"
                 raise UserError(f"{path} is partly transparent", help)
             return np.asarray(upright.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
@@ -357,7 +368,7 @@ def _read_picture(path: Path, count: int) -> NDArray[np.uint8]:
         raise UserError(f"{path} is too large: {problem}") from problem
     # Pillow raises these for files that are cut off or are no pictures, by format.
     except (
-        Image.UnidentifiedImageError,
+        UnidentifiedImageError,
         OSError,
         SyntaxError,
         ValueError,

@@ -224,6 +224,7 @@ def _continue(
             )
             _fit(training, run.folder / LAST, manifest.precision)
             journal = training.journal
+            net.to(device)  # Lightning leaves it on the CPU
     if not (run.folder / TEST).is_file():
         best = journal.best
         assert best is not None

@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from crate_dsl.language import syntax
-from crate_dsl.language.slips import KEYWORDS
+from crate_dsl.language.place import KEYWORDS
 from crate_dsl.language.source import Source, Span
 
 NOWHERE = Span(Source("random", ""), 0, 0)
@@ -32,7 +32,9 @@ def number(text: str) -> syntax.Number:
 
 identifiers = node(syntax.Identifier, text=words)
 names = node(syntax.Name, text=words)
-numbers = st.from_regex(r"([0-9]{1,4}(\.[0-9]{1,3})?|\.[0-9]{1,3})(e-?[0-9]{1,2})?", fullmatch=True).map(number)
+numbers = st.from_regex(r"([0-9]{1,4}(\.[0-9]{1,3})?|\.[0-9]{1,3})(e-?[0-9]{1,2})?", fullmatch=True).map(
+    number
+)
 strings = node(
     syntax.String,
     value=st.text(st.characters(exclude_characters="\"'\r\n", codec="utf-8"), max_size=8)
@@ -85,7 +87,9 @@ runs = some(steps(expressions), least=1)
 
 
 def bodies(statement: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    return node(syntax.Chain, lines=some(runs, least=1)) | node(syntax.Graph, statements=some(statement, least=1))
+    return node(syntax.Chain, lines=some(runs, least=1)) | node(
+        syntax.Graph, statements=some(statement, least=1)
+    )
 
 
 def with_bodies(statement: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -97,7 +101,9 @@ def with_bodies(statement: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     )
     return st.one_of(
         node(syntax.Stage, name=identifiers, body=bodies(statement)),
-        node(syntax.Stage, name=identifiers, body=node(syntax.Chain, lines=some(some(step, least=1), least=1))),
+        node(
+            syntax.Stage, name=identifiers, body=node(syntax.Chain, lines=some(some(step, least=1), least=1))
+        ),
         node(
             syntax.Binding,
             names=some(identifiers, least=1),

@@ -107,8 +107,9 @@ def test_a_file_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatc
     def refuse(*_: object, **__: object) -> None:  # the tests may run as a user who may read everything
         raise PermissionError(13, "Permission denied")
 
+    expected = session("E0003")
     monkeypatch.setattr(Path, "open", refuse)
-    assert message("small.crate") == session("E0003")
+    assert message("small.crate") == expected
 
 
 def test_a_file_that_is_too_long(folder: Path) -> None:
@@ -117,5 +118,7 @@ def test_a_file_that_is_too_long(folder: Path) -> None:
 
 
 def test_a_file_that_is_not_utf8(folder: Path) -> None:
-    (folder / "small.crate").write_bytes("# Modèle\nmodel small { input x : float output x }\n".encode("latin1"))
+    (folder / "small.crate").write_bytes(
+        "# Modèle\nmodel small { input x : float output x }\n".encode("latin1")
+    )
     assert message("small.crate") == session("E0005")

@@ -52,7 +52,11 @@ def test_the_laws_hold_for_specs(path: Path) -> None:
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
 def test_the_layout_of_the_source_does_not_matter(path: Path) -> None:
     """But for comments and blank lines, which are taken away here."""
-    tokens = [token for token in TOKEN.findall(path.read_text(encoding="utf-8")) if token[0] != "#" and token.strip()]
+    tokens = [
+        token
+        for token in TOKEN.findall(path.read_text(encoding="utf-8"))
+        if token[0] != "#" and token.strip()
+    ]
     assert formatted(" ".join(tokens)) == formatted("\n".join(tokens))
 
 
@@ -67,7 +71,9 @@ def test_comments_stay_wherever_they_stand(path: Path, seed: int) -> None:
     assert_laws("".join(tokens))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 @given(files)
 def test_a_tree_is_printed_and_read_back(tree: syntax.File) -> None:
     text = format_tree(tree)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -82,12 +83,12 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(finished: Run
 
 def test_settings_and_overrides_are_in_force_and_recorded(tmp_path: Path) -> None:
     overrides = {"epochs": "1", "optimizer": "lion(lr = 1e-3)", "schedule": "constant", "clip": "1"}
-    settings = {"dim": 32, "rate": 0.25}
+    settings = {"dim": 32, "dropped": 0.25}
     run = train(
         f"{TINY}@wide", "digits", tmp_path / "run", set=settings, recipe=overrides, limit=128, progress=False
     )
     graph = open_run(run.folder).graph()
-    assert (graph.settings["dim"], float(graph.settings["rate"]), graph.variant) == (32, 0.25, "wide")
+    assert (graph.settings["dim"], float(graph.settings["dropped"]), graph.variant) == (32, 0.25, "wide")
     recipe = run.manifest.recipe_in_force()
     assert (recipe.optimizer.word, recipe.optimizer.lr, recipe.clip, recipe.batch) == ("lion", 1e-3, 1.0, 64)
     assert [row["steps"] for row in rows(run)] == ["2"]
@@ -171,6 +172,34 @@ def test_a_run_goes_on_from_its_folder_alone(finished: Run, killed: Path, tmp_pa
     shutil.copytree(killed, out)
     assert rows(resume(out, progress=False)) == rows(finished)
     assert rows(resume(out, progress=False)) == rows(finished)  # a second time, there is nothing left to do
+
+
+def test_a_run_killed_before_its_first_epoch_ended_begins_anew(finished: Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished.folder, out)
+    for name in ("last.safetensors", "model.safetensors", "metrics.csv", "test.json"):
+        (out / name).unlink()
+    assert rows(resume(out, progress=False)) == rows(finished)
+
+
+def test_an_interrupted_run_says_what_is_kept(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Batches.__iter__
+
+    def interrupted(self: Batches) -> Iterator[dict[str, torch.Tensor]]:
+        for batch in whole(self):
+            if self.epoch == 1:
+                raise KeyboardInterrupt
+            yield batch
+
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, "__iter__", interrupted)
+        with pytest.raises(UserError, match="interrupted; epoch 1 is kept") as caught:
+            train(TINY, "digits", tmp_path / "run", progress=False)
+    assert (caught.value.exit_code, signal.getsignal(signal.SIGINT)) == (130, handler)
+    assert rows(resume(tmp_path / "run", progress=False)) == rows(finished)
 
 
 def test_a_resumed_run_must_be_the_same_run(killed: Path, tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ class Divide(_Binary):
 
     def infer(self, *inputs: TensorType) -> Typing:
         if self.right == 0.0:
-            raise Mistake("E0313", "division by zero", at="right")
+            raise Mistake("E0313", "this divides by zero", at="right")
         return super().infer(*inputs)
 
 

@@ -11,7 +11,7 @@ from crate_dsl.compiler.operators import (
     Operator,
     Port,
     Positive,
-    Scalar,
+    PositiveScalar,
     Slot,
     Typing,
     Weight,
@@ -29,6 +29,10 @@ class Compress(Operator):
     `gradient = attention` is the published layer: the tokens plus multi-head subspace self-attention (MSSA) of the
     normalised tokens, with an output map of its own (`out = free`) or the bases themselves (`out = tied`).
     `gradient = softmax` is the derived step of eq. 33, with its (1 - κα) factor, taken at the normalised tokens.
+
+    What is left out follows from `gradient`. Attention: `out = free` with a bias, the softmax scale s = rank^(-1/2), κ = 1.
+    Softmax: `out = tied`, s = 1, and for `step` κ half of 1/α, where α = rank / (N eps²) for N tokens. A tied map has no
+    bias.
     """
 
     word: ClassVar[str] = "compress"
@@ -44,9 +48,9 @@ class Compress(Operator):
     rank: Whole
     gradient: Literal["attention", "softmax"] = "attention"
     out: Literal["free", "tied"] | None = None
-    step: Scalar | None = None
+    step: PositiveScalar | None = None
     eps: Positive = 0.5
-    scale: Scalar | None = None
+    scale: PositiveScalar | None = None
     constraint: Literal["none", "orthonormal"] = "none"
     mask: Literal["none", "causal"] | Port = "none"
     norm: NormForm = LayerNorm()

@@ -65,7 +65,10 @@ def width_of(step: str, tokens: TensorType, ranks: tuple[int, ...] = (2,)) -> in
 
 
 class Norm(Operator):
-    """Normalises each token over its width."""
+    """Normalises each token over its width.
+
+    `norm(rms, eps = 1e-8)` is short for `norm(rms(eps = 1e-8))`.
+    """
 
     word: ClassVar[str] = "norm"
     formula: ClassVar[str] = (

@@ -10,8 +10,9 @@ from crate_dsl.compiler.operators import (
     Form,
     Mistake,
     NoInverse,
+    NonNegativeScalar,
     Operator,
-    Scalar,
+    PositiveScalar,
     Slot,
     Typing,
     Weight,
@@ -65,8 +66,8 @@ class Sparsify(Operator):
         "arXiv 2405.20299"
     )
 
-    step: Scalar = 0.1
-    penalty: Scalar = 0.1
+    step: PositiveScalar = 0.1
+    penalty: NonNegativeScalar = 0.1
     iterations: Whole = 1
     start: Literal["input", "zero"] = "input"
     prox: ProxForm = Nonnegative()

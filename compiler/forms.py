@@ -1,0 +1,231 @@
+"""What looks like a step and is a form of the language: `repeat`, `residual`, and stages derived from stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any, ClassVar
+
+from crate_dsl.compiler.apply import Steps
+from crate_dsl.compiler.meanings import (
+    POISON,
+    Constant,
+    Meaning,
+    Namespace,
+    Poison,
+    StageMeaning,
+    Tensor,
+)
+from crate_dsl.compiler.operators import Port, Weight
+from crate_dsl.compiler.record import MAXIMUM_STEPS, Owner, Place
+from crate_dsl.compiler.steps import operators
+from crate_dsl.compiler.types import floats
+from crate_dsl.language import syntax
+
+
+class Forms(Steps):
+    """Reads the forms."""
+
+    # -------------------------------------------------------------- repeat
+
+    def repeat(self, step: syntax.Step, value: Meaning, place: Place) -> Meaning:
+        """`repeat(depth) { … }`: the body `depth` times, with fresh weights."""
+        self.recorder.count(step.name.span)
+        count = self._repeat_count(step, place)
+        if step.body is None:
+            return self._body_missing(step, "repeat(depth)", place)
+        if self.too_deep(step.name.span, place):
+            return POISON
+        if count is None:
+            self._layer(step, step.body, 0, "", POISON, place)
+            return POISON
+        prefix = place.owner.layers()
+        layers = tuple(f"{prefix}.{layer}" if prefix else f"{layer}" for layer in range(count))
+        start, before = value, self.recorder.steps
+        for layer, path in enumerate(layers):
+            value = self._layer(step, step.body, layer, path, value, place)
+            if isinstance(value, Poison):
+                return POISON
+            if layer == 0 and (self.recorder.steps - before) * count > MAXIMUM_STEPS:
+                return self._too_many(step, place)
+        if isinstance(start, Tensor) and isinstance(value, Tensor):
+            self.recorder.loop(place, layers, start.value, value.value)
+        return value
+
+    def _too_many(self, step: syntax.Step, place: Place) -> Poison:
+        message = f"a network has at most {MAXIMUM_STEPS:,} steps, and this repeat makes more"
+        return self.error("E0521", step.name.span, message, place=place)
+
+    def _repeat_count(self, step: syntax.Step, place: Place) -> int | None:
+        arguments = step.arguments or ()
+        if len(arguments) != 1 or (arguments[0].name and arguments[0].name.text != "depth"):
+            help = "repeat(depth) { … }"
+            self.error("E0302", step.name.span, "`repeat` needs one argument: how often", help, place=place)
+            return None
+        written = arguments[0].value
+        value = self.expression(written, place)
+        if isinstance(value, Poison):
+            return None
+        if not isinstance(value, Constant) or not isinstance(value.value, Fraction):
+            message = f"`repeat` takes a whole number, not {self.describe(value)}"
+            self.error("E0307", written.span, message, place=place)
+            return None
+        if value.value.denominator != 1:
+            self.reader(place).not_whole("the count of `repeat`", written, value.value)
+            return None
+        if value.value < 1:
+            message = f"the count of `repeat` must be at least 1, but is {value.value}"
+            self.error("E0306", written.span, message, place=place)
+            return None
+        if value.value > MAXIMUM_STEPS:
+            self._too_many(step, place)
+            return None
+        return int(value.value)
+
+    def _layer(
+        self,
+        step: syntax.Step,
+        body: syntax.Chain | syntax.Graph,
+        layer: int,
+        path: str,
+        value: Meaning,
+        place: Place,
+    ) -> Meaning:
+        recording = place.scope is not None and isinstance(value, Tensor)
+        # What is wrong in the first layer is wrong with the body: its place says it all.
+        evident = step.span if layer == 0 else None
+        inner = replace(
+            place.within(f"in layer {layer} of the repeat", step.name.span, evident),
+            owner=Owner(path),
+            scope=self.recorder.scope(path, step.span) if recording else None,
+            names=Namespace(place.names),
+        )
+        inner.names.define("layer", "layer", Constant(Fraction(layer)), None)
+        return self.scoped_body(body, value, {}, inner, step.name.span)
+
+    # -------------------------------------------------------------- residual
+
+    def residual(self, step: syntax.Step, value: Meaning, place: Place) -> Meaning:
+        """`residual { … }`: x + f(x)."""
+        self.recorder.count(step.name.span)
+        if step.arguments:
+            message = "`residual` takes no arguments, only a body"
+            self.error("E0303", step.arguments[0].span, message, place=place)
+        if step.body is None:
+            return self._body_missing(step, "residual", place)
+        if self.too_deep(step.name.span, place):
+            return POISON
+        self._warn_residual_compress(step.body, place)
+        inner = place.within("in the residual", step.name.span, step.span)
+        branch = self.body(step.body, value, {}, inner, step.name.span)
+        if not isinstance(value, Tensor) or not isinstance(branch, Tensor):
+            if not isinstance(branch, Tensor | Poison):
+                self.error("E0503", step.name.span, f"the body ends in {self.describe(branch)}", place=place)
+            return POISON
+        if value.type != branch.type:
+            message = f"a residual adds its body to what goes in, but {value.type} goes in and {branch.type} comes out"
+            width = value.type.shape[-1] if value.type.rank == branch.type.rank and value.type.rank else None
+            fits = width is not None and value.type.shape[:-1] == branch.type.shape[:-1]
+            help = [f"`linear({width})` at its end leads back to that width"] if fits else []
+            return self.error("E0403", step.name.span, message, *help, place=place)
+        operator = operators()["add"](left=Port(value.type), right=Port(branch.type))
+        ports = {"left": value.value, "right": branch.value}
+        path = place.owner.path_of("residual")
+        return self.record(operator, (), ports, {}, step.name.span, place, path)
+
+    def _warn_residual_compress(self, body: syntax.Chain | syntax.Graph, place: Place) -> None:
+        if isinstance(body, syntax.Chain) and len(body.steps) == 1 and body.steps[0].name.text == "compress":
+            message = "`compress` contains its residual, and this adds a second one"
+            help = "without it: `compress(…)` is Z + MSSA(norm Z)"
+            self.error("W0802", body.steps[0].name.span, message, help, place=place)
+
+    def _body_missing(self, step: syntax.Step, written: str, place: Place) -> Poison:
+        message = f"`{step.name}` needs a body in braces"
+        return self.error("E0511", step.span, message, f"{written} {{ … }}", place=place)
+
+    # -------------------------------------------------------------- derived stages
+
+    def copy(self, step: syntax.Step, value: Meaning, place: Place) -> Meaning:
+        """`copy(encoder)` in a pipeline: the same text, fresh weights, owned here."""
+        stage = self.stage_argument(step, place)
+        if stage is None:
+            return POISON
+        path = place.owner.path_of(stage.name)
+        fresh = StageMeaning(stage.name, path, stage.body, stage.names, step.span, read=True)
+        return self._use_derived(fresh, step, value, place)
+
+    def frozen(self, step: syntax.Step, value: Meaning, place: Place) -> Meaning:
+        """`frozen(encoder)`: the same weights, not trained."""
+        stage = self.stage_argument(step, place)
+        return POISON if stage is None else self._use_derived(stage, step, value, place, frozen=True)
+
+    def _use_derived(
+        self, stage: StageMeaning, step: syntax.Step, value: Meaning, place: Place, frozen: bool = False
+    ) -> Meaning:
+        handed = replace_arguments(step, (step.arguments or ())[1:])
+        named = self.stage_inputs(stage, handed, place)
+        return self.use_stage(stage, value, named, step.name.span, place, frozen)
+
+    def transpose(self, step: syntax.Step, value: Meaning, place: Place) -> Meaning:
+        """`transpose(embedding)`: the stage's one linear map, with the same weights, the other way."""
+        self.recorder.count(step.name.span)
+        stage = self.stage_argument(step, place)
+        path = place.owner.path_of("transpose")
+        if stage is None:
+            return POISON
+        for argument in (step.arguments or ())[1:]:
+            self.error(
+                "E0303", argument.span, "`transpose` takes the name of one stage, no more", place=place
+            )
+        chain = stage.body if isinstance(stage.body, syntax.Chain) else None
+        word = chain.steps[0].name.text if chain is not None and len(chain.steps) == 1 else ""
+        slot = getattr(operators().get(word), "transposable", None)
+        if slot is None:
+            message = (
+                f"`{stage.name}` has no transpose: only a stage that is a single `linear` or `embed` has"
+            )
+            also = [(stage.span, "the stage")]
+            return self.error("E0505", step.name.span, message, also=also, place=place)
+        name = f"{stage.path}.{word}.{slot}"
+        if not isinstance(value, Tensor) or place.dry:
+            return POISON
+        if name not in self.recorder.slots:
+            message = f"`{stage.name}` must be used before it is transposed: its first use makes its weights"
+            also = [(stage.span, "not used so far")]
+            return self.error("E0506", step.name.span, message, also=also, place=place)
+        shape = self.recorder.slots[name].shape
+        operator = operators()["transpose"](weight=Weight(name, floats(*shape)), of=word)
+        return self.record(operator, (value,), {}, {}, step.name.span, place, path)
+
+    def stage_argument(self, step: syntax.Step, place: Place) -> StageMeaning | None:
+        """The stage that `copy`, `frozen` or `transpose` is given."""
+        self.no_body(step, place)
+        argument = step.arguments[0] if step.arguments else None
+        if argument is None or argument.name is not None or not isinstance(argument.value, syntax.Name):
+            message, help = f"`{step.name}` takes the name of a stage", f"{step.name}(encoder)"
+            self.error("E0507", argument.span if argument else step.span, message, help, place=place)
+            return None
+        written = argument.value
+        definition = place.names.find(written.text)
+        meaning = self.expression(written, place)
+        if isinstance(meaning, StageMeaning):
+            return meaning
+        if not isinstance(meaning, Poison):
+            message = f"`{step.name}` takes a stage, and `{written.text}` is {self.describe(meaning)}"
+            also = [(definition.span, "defined here")] if definition and definition.span else []
+            self.error("E0507", written.span, message, also=also, place=place)
+        return None
+
+    forms: ClassVar[Mapping[str, Callable[[Any, syntax.Step, Meaning, Place], Meaning]]] = {
+        "repeat": repeat,
+        "residual": residual,
+        "copy": copy,
+        "frozen": frozen,
+        "transpose": transpose,
+    }
+
+
+def replace_arguments(step: syntax.Step, arguments: tuple[syntax.Argument, ...]) -> syntax.Step:
+    """The same step with other arguments."""
+    return step.model_copy(update={"arguments": arguments})

@@ -1,0 +1,58 @@
+"""`crate-dsl run`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from crate_dsl.language.diagnostics import UserError
+
+
+def run(
+    model: Annotated[str, typer.Argument(metavar="FILE.onnx", help="A file that `export` wrote.")],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="INPUT", help="Pictures, folders of pictures, or .npy and .npz files.", show_default=False),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Count right answers on a source's test images.", show_default=False)
+    ] = None,
+    provider: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="What runs it; cuda never falls back.")] = "auto",
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="How many classes to print.")] = 5,
+    resize: Annotated[bool, typer.Option("--resize", help="Bring pictures to the wanted size: scaled, then cropped.")] = False,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the inputs that the spec draws.")] = 0,
+    format: Annotated[Literal["text", "json"], typer.Option(help="json: an object for each sample.")] = "text",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE.npz", help="Write every output as an array.", show_default=False)
+    ] = None,
+) -> None:
+    """Run an exported file on pictures or arrays.
+
+    Pictures become numbers as they did in training: the file says how. Arrays of whole numbers from 0 to 255 (uint8) are
+    pictures too; other arrays are given to the network as they are. An .npz file has an array for each input.
+
+    \b
+    crate-dsl run first.onnx picture.png
+    crate-dsl run first.onnx pictures/ --top 1 --format json
+    crate-dsl run first.onnx --data mnist5k
+    """
+    if bool(inputs) == (data is not None):
+        raise UserError("give pictures or arrays, or a source of images by --data", exit_code=2)
+    from crate_dsl import answers
+
+    session = answers.open_session(model, provider, seed)
+    if data is not None:
+        right, images = answers.count_right(session, data)
+        shown = f"{right / images:.2%} of {images:,} test images of {data} right"
+        print(json.dumps({"data": data, "images": images, "right": right, "accuracy": right / images}) if format == "json" else shown)
+        return
+    found = answers.answer(session, inputs or [], resize=resize)
+    if out is not None:
+        answers.save(found, out)
+    if format == "json":
+        print(json.dumps([answers.as_data(sample, top) for sample in found], ensure_ascii=False, indent=1))
+    else:
+        print("\n\n".join(answers.as_text(sample, top) for sample in found))

@@ -1,0 +1,175 @@
+"""`crate-dsl show`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from crate_dsl.cli.options import Settings, load_and_warn
+from crate_dsl.cli.terminal import complain
+from crate_dsl.language.diagnostics import SpecError, UserError
+from crate_dsl.workspace import Target
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from crate_dsl.compiler.graph import ModelGraph
+    from crate_dsl.compiler.metadata import Metadata
+
+Format = Literal["table", "json", "mermaid", "svg"]
+Stage = Literal["tree", "graph", "torch", "onnx"]
+#: How each stage can be shown.
+FORMATS: dict[Stage, tuple[Format, ...]] = {
+    "tree": ("table", "json"),
+    "graph": ("table", "json", "mermaid", "svg"),
+    "torch": ("table",),
+    "onnx": ("table",),
+}
+
+
+def show(
+    target: Annotated[str, typer.Argument(metavar="TARGET|RUN|FILE.onnx", help="A spec, a run's folder, or an exported file.")],
+    set: Settings = None,
+    format: Annotated[Format | None, typer.Option(help="How.  [default: table]", show_default=False)] = None,
+    stage: Annotated[
+        Stage | None, typer.Option(help="Which stage on the way from text to ONNX.  [default: graph]", show_default=False)
+    ] = None,
+    formulas: Annotated[bool, typer.Option("--formulas", help="Each step's formula, source and inverse, too.")] = False,
+    all: Annotated[bool, typer.Option("--all", help="Every layer by itself; else equal ones are folded into one.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write to a file.", show_default=False)] = None,
+) -> None:
+    """Show what a spec computes, or draw it.
+
+    The table has its steps with types, token layouts, parameters and operations. An exported file gives its spec back, unless a format or a stage is asked for.
+
+    \b
+    crate-dsl show specs/crate.crate@tiny
+    crate-dsl show specs/crate.crate@tiny --formulas
+    crate-dsl show specs/vit.crate --format svg -o vit.svg
+    crate-dsl show specs/vit.crate --stage torch
+    crate-dsl show first.onnx > first.crate
+    """
+    shown = format or "table"
+    at = stage or "graph"
+    if shown not in FORMATS[at]:
+        raise UserError(f"`--stage {at}` has no `--format {shown}`", f"formats: {', '.join(FORMATS[at])}", exit_code=2)
+    if formulas and (at, shown) != ("graph", "table"):
+        raise UserError("`--formulas` goes with the table of the graph", exit_code=2)
+    if target.endswith(".onnx"):
+        text = _exported(target, set, format, stage, formulas, fold=not all)
+    elif at == "tree":
+        text = _tree(target, shown)
+    else:
+        graph = _of_run(target, set) or load_and_warn(target, set)
+        text = _onnx(graph, fold=not all) if at == "onnx" else _graph(graph, shown, at, formulas, fold=not all)
+    if out is None:
+        print(text)
+    else:
+        from crate_dsl.training.files import write_text
+
+        write_text(out, text + "\n")
+
+
+def _graph(graph: ModelGraph, format: Format, stage: Stage, formulas: bool, *, fold: bool) -> str:
+    if stage == "torch":
+        from crate_dsl.show.torch_text import torch_text
+
+        return torch_text(graph).rstrip("\n")
+    if format == "json":
+        from crate_dsl.show.as_json import as_data
+
+        return json.dumps(as_data(graph), ensure_ascii=False, indent=1)
+    if format == "mermaid":
+        from crate_dsl.show.mermaid import mermaid
+
+        return mermaid(graph, fold=fold)
+    if format == "svg":
+        from crate_dsl.show.svg import svg
+
+        return svg(graph, fold=fold)
+    from crate_dsl.show.table import formulas as formulas_of
+    from crate_dsl.show.table import table
+
+    return table(graph, fold=fold) + (f"\n\n{formulas_of(graph)}" if formulas else "")
+
+
+def _tree(target: str, format: Format) -> str:
+    from crate_dsl.language.parser import parse
+    from crate_dsl.language.reading import read_source
+    from crate_dsl.show.tree import as_data, outline
+
+    parsed = parse(read_source(Target.of(target).path))
+    if parsed.diagnostics:
+        raise SpecError(parsed.diagnostics)
+    return json.dumps(as_data(parsed.tree), ensure_ascii=False, indent=1) if format == "json" else "\n".join(outline(parsed.tree))
+
+
+def _of_run(folder: str, set: list[str] | None) -> ModelGraph | None:
+    """The graph of a run, from the texts in its folder; None where the target is no run."""
+    path = Path(folder)
+    if not (path / "run.json").is_file():
+        return None
+    if set:
+        raise UserError("a run's parameters are fixed: `--set` goes with a spec", exit_code=2)
+    from crate_dsl.training.manifest import Manifest
+
+    manifest = Manifest.read(path / "run.json")
+    from crate_dsl.workspace import load
+
+    return load(str(path / manifest.target), manifest.overrides())
+
+
+# ------------------------------------------------------------------ ONNX
+
+
+def _onnx(graph: ModelGraph, *, fold: bool) -> str:
+    """What the export of an untrained network consists of."""
+    import crate_dsl
+    from crate_dsl.compiler.emit import emit
+    from crate_dsl.compiler.export import plain_weights
+    from crate_dsl.show.onnx_text import onnx_text
+
+    return onnx_text(emit(graph, plain_weights(graph, crate_dsl.build(graph))), fold=fold)
+
+
+def _exported(
+    path: str, set: list[str] | None, format: Format | None, stage: Stage | None, formulas: bool, *, fold: bool
+) -> str:
+    if set:
+        raise UserError("an exported file's parameters are fixed: `--set` goes with a spec", exit_code=2)
+    from crate_dsl.compiler.onnx_files import read_model
+
+    model: ModelProto
+    model, metadata = read_model(path)
+    if stage == "onnx":
+        from crate_dsl.show.onnx_text import onnx_text
+
+        return onnx_text(model, fold=fold)
+    if stage == "tree":
+        raise UserError("an exported file has a text and a graph", f"its text: crate-dsl show {path}", exit_code=2)
+    if stage is None and format is None and not formulas:
+        return _texts(path, metadata)
+    return _graph(_graph_of(path, metadata), format or "table", stage or "graph", formulas, fold=fold)
+
+
+def _texts(path: str, metadata: Metadata) -> str:
+    """The spec; with a heading for each file, where it consists of several."""
+    target = metadata.target
+    name = target.model if target.variant is None else f"{target.model}@{target.variant}"
+    complain(f"{path} is {name}, exported by crate-dsl {metadata.version}")
+    if len(metadata.spec) == 1:
+        return metadata.text.rstrip("\n")
+    return "\n\n".join(f"# ---- {source.name}\n{source.text.rstrip()}" for source in metadata.spec)
+
+
+def _graph_of(path: str, metadata: Metadata) -> ModelGraph:
+    from crate_dsl.language.source import Source
+    from crate_dsl.workspace import load_source
+
+    root, *_ = metadata.spec
+    wanted = Target(root.name, metadata.target.model, metadata.target.variant)
+    texts = {source.name: source.text for source in metadata.spec}
+    return load_source(Source(root.name, root.text), wanted, metadata.target.settings, texts=texts)

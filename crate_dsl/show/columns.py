@@ -1,0 +1,54 @@
+"""Plain text in columns, at most 80 wide, no word ever broken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from textwrap import fill
+
+WIDTH = 80
+GAP = 2
+
+
+def columns(rows: Iterable[Sequence[str]], align: str, most: Sequence[int] = ()) -> list[str]:
+    """The text of each row, its cells under those of the others.
+
+    Where a cell is wider than its column may be, the row goes on in a further line.
+
+    Args:
+        rows: of as many cells as `align` has letters.
+        align: `l` or `r` for each column.
+        most: how wide each column may become; without it, as wide as its widest cell.
+
+    >>> columns([("a", "1"), ("bbb", "22")], "lr")
+    ['a     1', 'bbb  22']
+    >>> columns([("a", "1"), ("bbb", "22")], "lr", most=(2, 2))
+    ['a    1', 'bbb\\n    22']
+    """
+    rows = [tuple(row) for row in rows]
+    widths = [max((len(row[at]) for row in rows), default=0) for at in range(len(align))]
+    if most:
+        widths = [min(pair) for pair in zip(widths, most, strict=True)]
+    starts = [sum(widths[:at]) + GAP * at for at in range(len(widths))]
+    return [_row(row, align, widths, starts) for row in rows]
+
+
+def _row(row: Sequence[str], align: str, widths: Sequence[int], starts: Sequence[int]) -> str:
+    lines = [""]
+    for cell, letter, width, start in zip(row, align, widths, starts, strict=True):
+        placed = cell.rjust(width) if letter == "r" else cell
+        if placed and len(lines[-1]) + GAP > start > 0:
+            lines.append("")
+        lines[-1] = (lines[-1].ljust(start) + placed).rstrip() if placed.strip() else lines[-1]
+    return "\n".join(lines)
+
+
+def wrapped(text: str, indent: str = "", hanging: str | None = None) -> str:
+    """A paragraph."""
+    return fill(
+        text,
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent if hanging is None else hanging,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -1,0 +1,33 @@
+"""Everything that the documentation shows, done."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import ROOT, Run
+
+PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_is_true(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Run(tmp_path).page(page)
+
+
+def test_a_step_is_added_as_contributing_says(tmp_path: Path) -> None:
+    """The new step's folder, and nothing else, is added; then it is checked, built, exported, documented and tested."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.docs.walkthrough"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
