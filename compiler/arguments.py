@@ -447,7 +447,8 @@ def _range(items: list[Any]) -> str:
     for item in items:
         if item["type"] in _RANGES:
             own = "" if len(item["loc"]) == 1 or not isinstance(item["loc"][-1], int) else "numbers, each "
-            return own + _RANGES[item["type"]].format(**item.get("ctx", {}))
+            bounds = {key: _shown(bound) for key, bound in item.get("ctx", {}).items()}
+            return own + _RANGES[item["type"]].format(**bounds)
     if all(item["type"] == "missing" for item in items):
         return f"a list of {max(int(item['loc'][-1]) for item in items) + 1}"
     return str(items[0]["msg"]).lower()

@@ -6,7 +6,7 @@ Nothing in it knows a step by name: a step that is added to the language is in t
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -179,9 +179,7 @@ def _forms_of(models: Iterable[type[BaseModel]]) -> dict[str, type[Form]]:
     """The forms that arguments accept, by word; those of forms included."""
     found: dict[str, type[Form]] = {}
     for model in models:
-        here: Mapping[str, type[Form]] = {
-            word: form for accepts in accepted(model).values() for word, form in accepts.forms.items()
-        }
+        here = {word: form for accepts in accepted(model).values() for word, form in accepts.forms.items()}
         found |= here | _forms_of(here.values())
     return found
 

@@ -11,7 +11,7 @@ from crate_dsl.cli.options import Settings, settings
 from crate_dsl.cli.terminal import complain
 from crate_dsl.compiler.graph import ModelGraph
 from crate_dsl.language.diagnostics import Diagnostic, Report, SpecError, as_json, render_all
-from crate_dsl.show.columns import wrapped
+from crate_dsl.show.columns import listed
 from crate_dsl.workspace import check as check_target
 
 
@@ -69,6 +69,4 @@ def _fine(target: str, graphs: list[ModelGraph]) -> str:
         counts.append(f"{name if graph.model == model else graph.model + name} {graph.parameters:,}")
         model = graph.model
     counts[0] += " parameters"
-    return wrapped(f"{target} is sound: " + ", ".join(count.replace(" ", "\N{NO-BREAK SPACE}") for count in counts), "", "  ").replace(
-        "\N{NO-BREAK SPACE}", " "
-    )
+    return listed(counts, f"{target} is sound: ", hanging="  ")

@@ -9,7 +9,7 @@ import typer
 
 from crate_dsl.language.diagnostics import UserError, did_you_mean
 from crate_dsl.language.explanations import codes, explanation
-from crate_dsl.show.columns import columns
+from crate_dsl.show.columns import columns, reflowed
 
 
 def explain(
@@ -36,7 +36,7 @@ def explain(
             exit_code=2,
         )
     page = explanation(code)
-    parts = [f"{page.code}: {page.title}", page.text]
+    parts = [f"{page.code}: {page.title}", reflowed(page.text)]
     if page.example is not None:
         parts.append(indent(page.example.rstrip("\n"), "    "))
     parts.append(indent(page.output, "    "))

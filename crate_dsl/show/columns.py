@@ -7,6 +7,8 @@ from textwrap import fill
 
 WIDTH = 80
 GAP = 2
+#: Keeps together the words between which it stands, until a paragraph is made.
+_HARD_SPACE = "\N{NO-BREAK SPACE}"
 
 
 def columns(rows: Iterable[Sequence[str]], align: str, most: Sequence[int] = ()) -> list[str]:
@@ -52,3 +54,27 @@ def wrapped(text: str, indent: str = "", hanging: str | None = None) -> str:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def listed(items: Iterable[str], lead: str = "", *, indent: str = "", hanging: str | None = None) -> str:
+    """A paragraph of items with commas between them; no line ends inside an item.
+
+    >>> listed(["dim = 384", "depth = 12"], "settings: ")
+    'settings: dim = 384, depth = 12'
+    """
+    text = lead + ", ".join(item.replace(" ", _HARD_SPACE) for item in items)
+    return wrapped(text, indent, hanging).replace(_HARD_SPACE, " ")
+
+
+def reflowed(text: str) -> str:
+    """Paragraphs and lists (`- …`) of a page, each line as full as it may be."""
+    parts = []
+    for paragraph in text.split("\n\n"):
+        items: list[str] = []
+        for line in paragraph.splitlines():
+            if line.startswith("- ") or not items:
+                items.append(line)
+            else:
+                items[-1] += " " + line.strip()
+        parts.append("\n".join(wrapped(item, "", "  " if item.startswith("- ") else "") for item in items))
+    return "\n\n".join(parts)

@@ -7,13 +7,11 @@ from inspect import cleandoc
 
 from crate_dsl.compiler.graph import ModelGraph
 from crate_dsl.compiler.recipe import written
-from crate_dsl.show.columns import columns, wrapped
+from crate_dsl.show.columns import columns, listed, wrapped
 from crate_dsl.show.steps import Row, rows_of, short, size_of, title_of
 
 #: How wide the columns may be: name, repeats, type, parameters, operations, line; 80 with the gaps between them.
 MOST = (28, 4, 18, 11, 6, 3)
-#: Keeps the words together between which it stands.
-HARD_SPACE = "\N{NO-BREAK SPACE}"
 
 
 def table(graph: ModelGraph, *, fold: bool = True) -> str:
@@ -23,10 +21,10 @@ def table(graph: ModelGraph, *, fold: bool = True) -> str:
         graph: a checked network.
         fold: equal layers of a repeat are one line, `encoder.0-11.compress`, with how many they are.
     """
-    settings = [f"{name} = {written(value)}".replace(" ", HARD_SPACE) for name, value in graph.settings.items()]
+    settings = [f"{name} = {written(value)}" for name, value in graph.settings.items()]
     head = [f"{title_of(graph)} of {graph.sources[0].name}"]
     if settings:
-        head.append(wrapped(", ".join(settings), "  ").replace(HARD_SPACE, " "))
+        head.append(listed(settings, indent="  "))
     entries = [("input", name, str(entry.type), "drawn" if entry.source else "") for name, entry in graph.inputs.items()]
     entries += [("target", name, str(entry.type), "") for name, entry in graph.targets.items()]
     ends = [("output", name, str(graph.type_of(value)), value.node) for name, value in graph.outputs.items()]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from crate_dsl.compiler.arguments import accepted
+from crate_dsl.compiler.apply import Steps
+from crate_dsl.compiler.arguments import Broken, accepted
+from crate_dsl.compiler.meanings import Namespace
 from crate_dsl.compiler.operators import Form
 from crate_dsl.compiler.recipe import FORMS, Recipe, entries, written
-from crate_dsl.language.diagnostics import UserError, did_you_mean
+from crate_dsl.compiler.record import Owner, Place, Recorder
+from crate_dsl.language.diagnostics import Report, UserError, did_you_mean
+from crate_dsl.language.fragments import parse_expression
 
 #: No entry needs more text; longer text is refused before it is looked at.
 MOST_CHARACTERS = 500
@@ -101,60 +104,23 @@ def _made(model: type[BaseModel], values: Mapping[str, Any]) -> Any:
 
 
 def _read(name: str, text: str) -> Any:
-    """The value that a text spells: `4`, `1e-3`, `[0.9, 0.99]`, `true`, `none`, `cosine(warmup = 5)`.
-
-    What the language writes for such a value is Python's syntax too, so Python's own parser reads it.
-    """
-    problem = UserError(
-        f"`{name}` is given as `{text[:60]}`, which is no value", f"for instance: {_example(name)}"
-    )
-    if len(text) > MOST_CHARACTERS:
-        raise problem
+    """The value that a text spells, as a `train` block would: `4`, `1e-3`, `cosine(warmup = 5)`; `none` is nothing."""
+    if text.strip() == "none":
+        return None
+    written = parse_expression(f"--{name}", text) if len(text) <= MOST_CHARACTERS else None
+    if written is None:
+        shown = f"`{name}` is given as `{text[:60]}`, which is no value"
+        raise UserError(shown, f"for instance: {_example(name)}")
+    report = Report()
+    reader = Steps(Recorder(), report).reader(Place(Owner(""), None, Namespace(), dry=True))
+    models = [Recipe, *(form for forms in FORMS.values() for form in forms)]
+    accepts = next(accepted(model)[name] for model in models if name in model.model_fields)
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError):
-        raise problem from None
-    try:
-        return _value(name, tree)
-    except (ValueError, OverflowError):
-        raise problem from None
-
-
-def _value(name: str, node: ast.expr) -> Any:
-    if isinstance(node, ast.Name):
-        constants: dict[str, Any] = {"true": True, "false": False, "none": None}
-        return constants[node.id] if node.id in constants else _made(_form(name, node.id), {})
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        form = _form(name, node.func.id)
-        fields = list(form.model_fields)
-        if len(node.args) > len(fields):
-            raise UserError(f"`{form.word}` takes at most {len(fields)} arguments: {', '.join(fields)}")
-        values = {key: _value(key, value) for key, value in zip(fields, node.args, strict=False)}
-        for keyword in node.keywords:
-            if keyword.arg is None or keyword.arg in values:
-                raise ValueError
-            values[keyword.arg] = _value(keyword.arg, keyword.value)
-        return _made(form, values)
-    if isinstance(node, ast.List):
-        return tuple(_value(name, item) for item in node.elts)
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -_number(node.operand)
-    return _number(node)
-
-
-def _number(node: ast.expr) -> int | float:
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        return node.value  # type: ignore[return-value]
-    raise ValueError
-
-
-def _form(name: str, word: str) -> type[Form]:
-    forms = {form.word: form for form in FORMS.get(name, ())}
-    if word not in forms:
-        near = did_you_mean(word, forms)
-        help = [f"did you mean `{near}`?"] if near else [f"for instance: {_example(name)}"]
-        raise UserError(f"`{name}` cannot be `{word}`", *help)
-    return forms[word]
+        value, _ = reader.value("train", name, accepts, written)
+    except Broken:
+        found = report.errors[0]
+        raise UserError(found.message, *(found.help or (f"for instance: {_example(name)}",))) from None
+    return value
 
 
 def _example(name: str) -> str:

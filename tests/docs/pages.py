@@ -72,6 +72,23 @@ def blocks(page: Path) -> list[Block]:
     return found
 
 
+def links(page: Path) -> list[str]:
+    """The links and pictures of a page that do not leave the repository."""
+    found = []
+    for token in MarkdownIt().enable("table").parse(page.read_text(encoding="utf-8")):
+        for part in token.children or ():
+            target = str(part.attrs.get("href") or part.attrs.get("src") or "")
+            if target and "://" not in target:
+                found.append(target)
+    return found
+
+
+def anchors(page: Path) -> set[str]:
+    """What its headings are called in links, as GitHub does it."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 class Run:
     """One page, run in `folder`, which must be the working folder."""
 

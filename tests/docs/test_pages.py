@@ -9,15 +9,25 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import ROOT, Run
+from tests.docs.pages import ROOT, Run, anchors, links
 
 PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md"])
+ALSO = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_is_true(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Run(tmp_path).page(page)
+
+
+@pytest.mark.parametrize("page", [*PAGES, *ALSO], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in links(page):
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
 
 
 def test_a_step_is_added_as_contributing_says(tmp_path: Path) -> None:
