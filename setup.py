@@ -22,7 +22,7 @@ setup(
     ],
     package_data={
         "": ["*.lark", "*.crate", "py.typed", "**/*.html", "**/*.j2"],
-        "crate_dsl.language": ["explanations/*.md"],
+        "crate_dsl.language": ["explanations/*.md", "tables.json"],
     },
     include_package_data=False,
 )
