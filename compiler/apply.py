@@ -14,6 +14,7 @@ from crate_dsl.compiler.meanings import (
     SEEN_BY_GRAPH_BODIES,
     BlockMeaning,
     Constant,
+    Handed,
     LearnMeaning,
     Meaning,
     Namespace,
@@ -23,10 +24,10 @@ from crate_dsl.compiler.meanings import (
     Tensor,
 )
 from crate_dsl.compiler.operators import Operator
-from crate_dsl.compiler.record import MAXIMUM_DEPTH, LayoutMismatch, Owner, Place, SlotMismatch
+from crate_dsl.compiler.record import MAXIMUM_DEPTH, LayoutMismatch, Owner, Place, Recorder, SlotMismatch
 from crate_dsl.compiler.steps import operators
 from crate_dsl.language import syntax
-from crate_dsl.language.diagnostics import did_you_mean
+from crate_dsl.language.diagnostics import Report, did_you_mean
 from crate_dsl.language.source import Span
 
 Body = syntax.Chain | syntax.Graph
@@ -38,8 +39,12 @@ class Steps(Expressions):
     #: `repeat`, `residual`, …: what looks like a step and is a form of the language.
     forms: ClassVar[Mapping[str, Callable[[Any, syntax.Step, Meaning, Place], Meaning]]] = {}
 
+    def __init__(self, recorder: Recorder, report: Report) -> None:
+        super().__init__(recorder, report)
+        self._open_stages: set[str] = set()
+
     def graph_body(
-        self, body: syntax.Graph, value: Meaning, named: Mapping[str, Meaning], place: Place, span: Span
+        self, body: syntax.Graph, value: Meaning, named: Mapping[str, Handed], place: Place, span: Span
     ) -> Meaning:
         raise NotImplementedError
 
@@ -208,7 +213,7 @@ class Steps(Expressions):
     # -------------------------------------------------------------- bodies
 
     def body(
-        self, body: Body, value: Meaning, named: Mapping[str, Meaning], place: Place, span: Span
+        self, body: Body, value: Meaning, named: Mapping[str, Handed], place: Place, span: Span
     ) -> Meaning:
         """A body applied to a value: a chain, or a graph with a namespace of its own."""
         if isinstance(body, syntax.Chain):
@@ -254,13 +259,13 @@ class Steps(Expressions):
 
     def _block_arguments(
         self, block: syntax.Block, step: syntax.Step, place: Place, inner: Place
-    ) -> dict[str, Meaning]:
+    ) -> dict[str, Handed]:
         """Define a block's parameters in `inner`; the meanings of what is handed to its further inputs."""
         name = block.name.text
         inputs = graph_inputs(block.body)[1:]
         order = [parameter.name.text for parameter in block.parameters]
         given: dict[str, Constant | Poison] = {}
-        named: dict[str, Meaning] = {}
+        named: dict[str, Handed] = {}
         sound = True
         for argument, key in self._keys(name, step, order, [*order, *inputs], place):
             if key is None:
@@ -268,7 +273,9 @@ class Steps(Expressions):
             elif key in order:
                 given[key] = self.plain(argument.value, place, f"`{key}` of `{name}`")
             else:
-                named[key] = self.expression(argument.value, place)
+                named[key] = Handed(self.expression(argument.value, place), argument.value.span)
+        if not sound:  # what is missing may be what was meant
+            named = {name: named.get(name, Handed(POISON, step.span)) for name in inputs}
         missing = [p for p in block.parameters if p.default is None and p.name.text not in given]
         if missing and sound:
             names = " and ".join(f"`{parameter.name}`" for parameter in missing)
@@ -342,28 +349,32 @@ class Steps(Expressions):
         self.no_body(step, place)
         return self.use_stage(stage, value, named, step.name.span, place)
 
-    def stage_inputs(self, stage: StageMeaning, step: syntax.Step, place: Place) -> dict[str, Meaning]:
+    def stage_inputs(self, stage: StageMeaning, step: syntax.Step, place: Place) -> dict[str, Handed]:
         """What a use of a stage hands to its further inputs, in their order."""
         inputs = graph_inputs(stage.body)[1:]
-        given = {
-            key: self.expression(argument.value, place)
-            for argument, key in self._keys(stage.name, step, [], inputs, place)
-            if key is not None
-        }
+        given: dict[str, Handed] = {}
+        sound = True
+        for argument, key in self._keys(stage.name, step, [], inputs, place):
+            if key is not None:
+                given[key] = Handed(self.expression(argument.value, place), argument.value.span)
+            sound &= key is not None
+        if not sound:  # what is missing may be what was meant
+            given = {name: given.get(name, Handed(POISON, step.span)) for name in inputs}
         return {name: given[name] for name in inputs if name in given}
 
     def use_stage(
         self,
         stage: StageMeaning,
         value: Meaning,
-        named: Mapping[str, Meaning],
+        named: Mapping[str, Handed],
         span: Span,
         place: Place,
         frozen: bool = False,
     ) -> Meaning:
         real = isinstance(value, Tensor) and not place.dry
         self.recorder.count(span)
-        if (stage.read and not real) or self.too_deep(span, place):
+        again = stage.path in self._open_stages  # used before it is defined, which has been reported
+        if (stage.read and not real) or again or self.too_deep(span, place):
             return POISON
         stage.read = True
         record = real and stage.path not in self.recorder.scopes
@@ -377,14 +388,17 @@ class Steps(Expressions):
             blocks=(),
         )
         before = len(self.report)
+        self._open_stages.add(stage.path)
         try:
             result = self.scoped_body(stage.body, value, named, inner, span)
         except (SlotMismatch, LayoutMismatch) as problem:
             return self._disagreement(stage, problem, value, span, place)
+        finally:
+            self._open_stages.remove(stage.path)
         if isinstance(value, Tensor) and stage.first_use is None:
             stage.first_use, stage.first_type = span, value.type
         if isinstance(result, Tensor) and isinstance(value, Tensor):
-            arguments = tuple(t.value for t in (value, *named.values()) if isinstance(t, Tensor))
+            arguments = tuple(tensor.value for tensor in _tensors(value, named))
             self.recorder.apply(place, stage.path, arguments, (result.value,), frozen)
             return result
         if len(self.report) == before and not isinstance(result, Poison):
@@ -393,13 +407,13 @@ class Steps(Expressions):
         return POISON
 
     def scoped_body(
-        self, body: Body, value: Meaning, named: Mapping[str, Meaning], place: Place, span: Span
+        self, body: Body, value: Meaning, named: Mapping[str, Handed], place: Place, span: Span
     ) -> Meaning:
         """A body that is a scope of its own: what goes in and comes out is remembered where it is recorded."""
         result = self.body(body, value, named, place, span)
         scope = place.scope
         if scope is not None and isinstance(value, Tensor) and isinstance(result, Tensor):
-            scope.parameters = [t.value for t in (value, *named.values()) if isinstance(t, Tensor)]
+            scope.parameters = [tensor.value for tensor in _tensors(value, named)]
             scope.names = [*graph_inputs(body)[:1], *named]
             scope.results = [result.value]
         return result
@@ -430,6 +444,12 @@ class Steps(Expressions):
         help = f"a stage of the same text, settled anew: `stage other = copy({stage.name})`"
         also = [(stage.first_use, f"first used on {first}")]
         return self.error("E0409", span, message, help, label=f"used on {found}", also=also, place=place)
+
+
+def _tensors(value: Meaning, named: Mapping[str, Handed]) -> list[Tensor]:
+    """What goes into a body, the piped value first."""
+    meanings = (value, *(handed.meaning for handed in named.values()))
+    return [meaning for meaning in meanings if isinstance(meaning, Tensor)]
 
 
 def graph_inputs(body: Body) -> list[str]:

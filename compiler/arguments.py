@@ -20,6 +20,7 @@ from crate_dsl.compiler.exact import divisors, show_number
 from crate_dsl.compiler.graph import Value
 from crate_dsl.compiler.meanings import Constant, LearnMeaning, Meaning, Namespace, Poison, Tensor, one_line
 from crate_dsl.compiler.operators import Form, Learned, Port, Tokens, Weight, Whole
+from crate_dsl.compiler.reserved import is_step
 from crate_dsl.language import syntax
 from crate_dsl.language.diagnostics import did_you_mean
 from crate_dsl.language.source import Span
@@ -35,6 +36,11 @@ class Accepts:
     forms: Mapping[str, type[Form]] = field(default_factory=dict)
     kinds: frozenset[type] = frozenset()
     items: Accepts | None = None
+
+    @property
+    def choices(self) -> list[str]:
+        """The words that may stand here."""
+        return [*self.words, *self.forms, *(("true", "false") if bool in self.kinds else ())]
 
     def describe(self) -> str:
         """The choices, as a sentence's object: `attention or softmax`, `a number, a learned number or a tensor`."""
@@ -156,6 +162,8 @@ class ArgumentReader:
             names = " and ".join(f"`{name}`" for name in missing)
             self.error("E0302", span, f"`{word}` needs {names}", f"{word}({', '.join(_signature(model))})")
             sound = False
+        if not sound:
+            self.construct(word, model, result, span)  # for numbers out of range
         return result if sound else None
 
     def _name_of(
@@ -204,6 +212,12 @@ class ArgumentReader:
             if written.name.text in accepts.forms:
                 return self._form(accepts.forms[written.name.text], written), None
             self._refuse_not_yet(word, name, written.name.text, written.span)
+            if (
+                accepts.forms
+                and self.names.find(written.name.text) is None
+                and not is_step(written.name.text)
+            ):
+                raise self._no_choice(word, name, accepts, written.name.text, written.name.span)
         if isinstance(written, syntax.Learn) and Learned in accepts.kinds:
             return self._learned(written), None
         if isinstance(written, syntax.List) and accepts.items is not None:
@@ -238,24 +252,22 @@ class ArgumentReader:
             if definition:
                 definition.used = True
             return Tokens(text)
-        if definition is None:
-            choices = [*accepts.words, *accepts.forms]
-            if choices and not self.names.hidden(text):
-                tensors = (
-                    [d.name for d in self.names.visible()]
-                    if accepts.kinds & {Port, Weight, float, int}
-                    else []
-                )
-                near = did_you_mean(text, [*choices, *tensors])
-                help = [f"did you mean `{near}`?"] if near else []
-                self.error(
-                    "E0307",
-                    written.span,
-                    f"{subject(word, name)} is {accepts.describe()}, not `{text}`",
-                    *help,
-                )
-                raise Broken
+        if (
+            definition is None
+            and accepts.choices
+            and not self.names.hidden(text)
+            and not self.names.upcoming(text)
+        ):
+            raise self._no_choice(word, name, accepts, text, written.span)
         return None
+
+    def _no_choice(self, word: str, name: str, accepts: Accepts, text: str, span: Span) -> Broken:
+        """A word that is none of those that may stand here."""
+        values = [d.name for d in self.names.visible()] if accepts.kinds & {Port, Weight, float, int} else []
+        near = did_you_mean(text, [*accepts.choices, *values])
+        help = [f"did you mean `{near}`?"] if near else []
+        self.error("E0307", span, f"{subject(word, name)} is {accepts.describe()}, not `{text}`", *help)
+        return Broken()
 
     def _refuse_not_yet(self, word: str, name: str, text: str, span: Span) -> None:
         if (word, name, text) in not_yet.WORDS:
@@ -371,7 +383,8 @@ class ArgumentReader:
         except ValidationError as problem:
             by_name: dict[str, list[Any]] = {}
             for item in problem.errors():
-                by_name.setdefault(str(item["loc"][0]), []).append(item)
+                if item["loc"][0] in read.values:
+                    by_name.setdefault(str(item["loc"][0]), []).append(item)
             for name, items in by_name.items():
                 value = read.values.get(name)
                 message = f"{subject(word, name)} must be {_range(items)}, but is {_shown(value)}"
@@ -405,13 +418,13 @@ def report_too_many(
 def report_unknown(
     error: Callable[..., Poison], word: str, name: syntax.Identifier, known: list[str]
 ) -> None:
-    """An argument that a step, block or stage does not have; or a setting that a recipe does not."""
+    """An argument that a step, block or stage does not have."""
     near = did_you_mean(name.text, known)
     if near:
-        help = [f"did you mean `{near}`?"]
+        help = f"did you mean `{near}`?"
     else:
-        help = [f"its arguments are {', '.join(known)}" if known else "it takes none"]
-    error("E0301", name.span, f"`{word}` has no argument `{name}`", *help)
+        help = f"its arguments are {', '.join(known)}" if known else "it takes none"
+    error("E0301", name.span, f"`{word}` has no argument `{name}`", help)
 
 
 class _LearnArguments(BaseModel):

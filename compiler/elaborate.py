@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
+from crate_dsl.compiler import not_yet
 from crate_dsl.compiler.arguments import Broken, accepted
 from crate_dsl.compiler.draws import Draw
 from crate_dsl.compiler.graph import Entry, ModelGraph, Node, Value
 from crate_dsl.compiler.meanings import POISON, Constant, Namespace, Poison, Tensor, one_line
 from crate_dsl.compiler.operators import Form
-from crate_dsl.compiler.recipe import Recipe
+from crate_dsl.compiler.recipe import FORMS, Recipe
 from crate_dsl.compiler.record import MAXIMUM_STEPS, Owner, Place, Recorder, TooLarge
 from crate_dsl.compiler.settings import broken_names, nearest, resolve
 from crate_dsl.compiler.statements import Statements, definitions
@@ -67,11 +68,7 @@ class ModelElaborator(Statements):
         whole = not any(isinstance(statement, syntax.Broken) for statement in model.statements)
         if whole and not any(isinstance(statement, syntax.Output) for statement in model.statements):
             bound = [s.names[-1].text for s in model.statements if isinstance(s, syntax.Binding)]
-            help = (
-                f"output {bound[-1]}"
-                if bound
-                else "an input and a binding come first: `y = z -> …`, then `output y`"
-            )
+            help = f"output {bound[-1]}" if bound else "a value comes first: `y = z -> …`, then `output y`"
             self.error("E0601", model.name.span, f"`{model.name}` has no output", help)
         if whole and not self.report.errors:
             self._warn_unused()
@@ -199,11 +196,21 @@ class ModelElaborator(Statements):
 
     def _recipe(self, statement: syntax.Train, place: Place) -> Mapping[str, Any] | None:
         """Settings, read and checked as a step's arguments are."""
-        arguments = tuple(
-            syntax.Argument(span=s.span, name=s.name, value=s.value) for s in statement.settings
-        )
+        known = accepted(Recipe)
+        arguments = []
+        for setting in statement.settings:
+            name = setting.name.text
+            if name in known or ("train", name) in not_yet.ARGUMENTS:
+                span, value = setting.span, setting.value
+                arguments.append(syntax.Argument(span=span, name=setting.name, value=value))
+                continue
+            owners = [form.word for forms in FORMS.values() for form in forms if name in form.model_fields]
+            help = nearest(name, known, "its entries are", "")
+            if owners:
+                help = f"it is an argument of {' and '.join(owners)}: `{owners[0]}({name} = …)`"
+            self.error("E0301", setting.name.span, f"a recipe has no entry `{name}`", help)
         reader = self.reader(place)
-        read = reader.read("train", Recipe, arguments, statement.span)
+        read = reader.read("train", Recipe, tuple(arguments), statement.span)
         if read is None or reader.construct("train", Recipe, read, statement.span) is None:
             return None
         return read.values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -146,8 +147,13 @@ class Expressions:
         if outside is not None:
             return self._outside_block(text, span, outside.role == "parameter", place)
         if reserved.is_step(text) or text in not_yet.STEPS:
-            message = f"`{text}` is a step, and a value is wanted here"
-            return self.error("E0211", span, message, f"pipe a value into it: `value -> {text}`", place=place)
+            operator = operators().get(text)
+            loss = operator is not None and operator.kind == "objective"
+            message = f"`{text}` is a {'loss' if loss else 'step'}, and a value is wanted here"
+            help = (
+                f"a loss compares values: `{text}(…)`" if loss else f"pipe a value into it: `value -> {text}`"
+            )
+            return self.error("E0211", span, message, help, place=place)
         if place.names.lacks_names:
             return POISON
         near = did_you_mean(text, [d.name for d in place.names.visible()])
@@ -219,7 +225,7 @@ class Expressions:
         return self._arithmetic(_OPERATOR_WORDS[operator], operands, spans, span, place)
 
     def _arithmetic(
-        self, word: str, operands: dict[str, Meaning], spans: dict[str, Span], span: Span, place: Place
+        self, word: str, operands: Mapping[str, Meaning], spans: dict[str, Span], span: Span, place: Place
     ) -> Meaning:
         fields: dict[str, Any] = {}
         ports = {}
@@ -234,7 +240,7 @@ class Expressions:
                 if number is None:
                     return POISON
                 fields[name] = number
-        return self.record(operators()[word](**fields), (), ports, spans, span, place)
+        return self.record(make(word, **fields), (), ports, spans, span, place)
 
     def as_float(self, value: Fraction, span: Span, place: Place) -> float | None:
         """A number as tensors hold it; None after reporting that it is too large."""
@@ -292,9 +298,9 @@ class Expressions:
     def _item(self, written: syntax.Index, value: Tensor | LearnMeaning, at: int, place: Place) -> Meaning:
         spans = {"value": written.value.span, "index": written.index.span}
         if isinstance(value, LearnMeaning):
-            operator = operators()["item"](value=Weight(value.path, value.type), index=at)
+            operator = make("item", value=Weight(value.path, value.type), index=at)
             return self.record(operator, (), {}, spans, written.span, place)
-        operator = operators()["item"](value=Port(value.type), index=at)
+        operator = make("item", value=Port(value.type), index=at)
         return self.record(operator, (), {"value": value.value}, spans, written.span, place)
 
     # -------------------------------------------------------------- recording
@@ -357,6 +363,11 @@ class Expressions:
             case BlockMeaning():
                 return "a block"
         return "nothing"
+
+
+def make(word: str, **fields: Any) -> Operator:
+    """The operator of that word, with these arguments."""
+    return operators()[word](**fields)
 
 
 def _instead(value: Meaning) -> list[str]:

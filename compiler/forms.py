@@ -7,7 +7,10 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any, ClassVar
 
+from crate_dsl.compiler import reserved
 from crate_dsl.compiler.apply import Steps
+from crate_dsl.compiler.arguments import report_unknown
+from crate_dsl.compiler.expressions import make
 from crate_dsl.compiler.meanings import (
     POISON,
     Constant,
@@ -37,8 +40,8 @@ class Forms(Steps):
             return self._body_missing(step, "repeat(depth)", place)
         if self.too_deep(step.name.span, place):
             return POISON
-        if count is None:
-            self._layer(step, step.body, 0, "", POISON, place)
+        if not self._has_one_input(step, step.body, place) or count is None:
+            self._layer(step, step.body, 0, "", POISON, replace(place, dry=True))
             return POISON
         prefix = place.owner.layers()
         layers = tuple(f"{prefix}.{layer}" if prefix else f"{layer}" for layer in range(count))
@@ -59,7 +62,10 @@ class Forms(Steps):
 
     def _repeat_count(self, step: syntax.Step, place: Place) -> int | None:
         arguments = step.arguments or ()
-        if len(arguments) != 1 or (arguments[0].name and arguments[0].name.text != "depth"):
+        if len(arguments) == 1 and arguments[0].name and arguments[0].name.text != "depth":
+            report_unknown(self.reader(place).error, "repeat", arguments[0].name, ["depth"])
+            return None
+        if len(arguments) != 1:
             help = "repeat(depth) { … }"
             self.error("E0302", step.name.span, "`repeat` needs one argument: how often", help, place=place)
             return None
@@ -116,6 +122,8 @@ class Forms(Steps):
             return self._body_missing(step, "residual", place)
         if self.too_deep(step.name.span, place):
             return POISON
+        if not self._has_one_input(step, step.body, place):
+            value, place = POISON, replace(place, dry=True)
         self._warn_residual_compress(step.body, place)
         inner = place.within("in the residual", step.name.span, step.span)
         branch = self.body(step.body, value, {}, inner, step.name.span)
@@ -129,7 +137,7 @@ class Forms(Steps):
             fits = width is not None and value.type.shape[:-1] == branch.type.shape[:-1]
             help = [f"`linear({width})` at its end leads back to that width"] if fits else []
             return self.error("E0403", step.name.span, message, *help, place=place)
-        operator = operators()["add"](left=Port(value.type), right=Port(branch.type))
+        operator = make("add", left=Port(value.type), right=Port(branch.type))
         ports = {"left": value.value, "right": branch.value}
         path = place.owner.path_of("residual")
         return self.record(operator, (), ports, {}, step.name.span, place, path)
@@ -139,6 +147,16 @@ class Forms(Steps):
             message = "`compress` contains its residual, and this adds a second one"
             help = "without it: `compress(…)` is Z + MSSA(norm Z)"
             self.error("W0802", body.steps[0].name.span, message, help, place=place)
+
+    def _has_one_input(self, step: syntax.Step, body: syntax.Chain | syntax.Graph, place: Place) -> bool:
+        """Whether a body takes the piped value alone: nothing else can be handed to it. Reported, if not."""
+        statements = () if isinstance(body, syntax.Chain) else body.statements
+        inputs = [statement for statement in statements if isinstance(statement, syntax.Input)]
+        for statement in inputs[1:]:
+            message = f"`{statement.name}` cannot be handed over: the body of `{step.name}` takes the piped value alone"
+            help = "a stage has further inputs: name the body, and use it here"
+            self.error("E0508", statement.name.span, message, help, place=place)
+        return len(inputs) < 2
 
     def _body_missing(self, step: syntax.Step, written: str, place: Place) -> Poison:
         message = f"`{step.name}` needs a body in braces"
@@ -195,7 +213,7 @@ class Forms(Steps):
             also = [(stage.span, "not used so far")]
             return self.error("E0506", step.name.span, message, also=also, place=place)
         shape = self.recorder.slots[name].shape
-        operator = operators()["transpose"](weight=Weight(name, floats(*shape)), of=word)
+        operator = make("transpose", weight=Weight(name, floats(*shape)), of=word)
         return self.record(operator, (value,), {}, {}, step.name.span, place, path)
 
     def stage_argument(self, step: syntax.Step, place: Place) -> StageMeaning | None:
@@ -208,6 +226,11 @@ class Forms(Steps):
             return None
         written = argument.value
         definition = place.names.find(written.text)
+        if definition is None and reserved.is_step(written.text):
+            message = f"`{step.name}` takes a stage, and `{written.text}` is a step without a name"
+            help = f"name it before: `stage name = {written.text}…`"
+            self.error("E0507", written.span, message, help, place=place)
+            return None
         meaning = self.expression(written, place)
         if isinstance(meaning, StageMeaning):
             return meaning

@@ -57,6 +57,14 @@ class LearnMeaning:
     type: TensorType
 
 
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """What a use of a block or stage hands to one of its inputs by name, and where that is written."""
+
+    meaning: Meaning
+    span: Span
+
+
 @dataclass(slots=True)
 class StageMeaning:
     """A stage: its text, and what its first use made of it."""

@@ -15,6 +15,7 @@ from crate_dsl.compiler.meanings import (
     POISON,
     SEEN_BY_GRAPH_BODIES,
     Constant,
+    Handed,
     LearnMeaning,
     Meaning,
     Namespace,
@@ -56,8 +57,8 @@ class Statements(Forms):
             also = [(known.span, "first here")] if known.span else []
             help = [f"`{name}` is seen from there on: write it without `<= …`"] if role == "length" else []
             self.error("E0203", span, f"`{name}` is defined twice", *help, also=also, place=place)
-            if name in place.names.own and known.role not in ("parameter", "block"):
-                known.meaning = POISON  # which of the two is meant from here on, nobody can tell
+            # Which of the two is meant from here on, nobody can tell.
+            place.names.define(name, role, POISON, known.span or span)
             return
         if name == "layer":
             self.error(
@@ -161,11 +162,11 @@ class Statements(Forms):
             return
         inner = replace(place, owner=Owner(place.owner.path_of(owner)))
         value = self._bound(statement, owner, self.expression(statement.value, inner), place)
-        items: tuple[Meaning, ...]
-        if isinstance(value, Poison):
-            items = (POISON,) * len(names)
+        items: tuple[Tensor | Poison, ...]
+        if isinstance(value, Tensors):
+            items = value.items
         else:
-            items = value.items if isinstance(value, Tensors) else (value,)
+            items = (value,) if isinstance(value, Tensor) else (POISON,) * len(names)
         if len(items) != len(names):
             have = "one result" if len(items) == 1 else f"{len(items)} results"
             count = "one name" if len(names) == 1 else f"{len(names)} names"
@@ -262,7 +263,7 @@ class Statements(Forms):
     # -------------------------------------------------------------- graph bodies
 
     def graph_body(
-        self, body: syntax.Graph, value: Meaning, named: Mapping[str, Meaning], place: Place, span: Span
+        self, body: syntax.Graph, value: Meaning, named: Mapping[str, Handed], place: Place, span: Span
     ) -> Meaning:
         """Statements with inputs and one output; `place.names` are the body's own."""
         inputs = [s for s in body.statements if isinstance(s, syntax.Input)]
@@ -272,8 +273,9 @@ class Statements(Forms):
         place.names.later.update(definitions(body.statements))
         for statement in body.statements:
             if isinstance(statement, syntax.Input):
-                given = value if statement is inputs[0] else named.get(statement.name.text)
-                self._body_input(statement, given, place, span)
+                piped = statement is inputs[0]
+                handed = Handed(value, span) if piped else named.get(statement.name.text)
+                self._body_input(statement, handed, place, span)
             elif isinstance(statement, syntax.Output):
                 outputs.extend(statement.values)
                 results.extend(self._body_output(written, place) for written in statement.values)
@@ -300,20 +302,21 @@ class Statements(Forms):
         message = f"an output is a tensor, not {self.describe(result)}"
         return self.error("E0405", written.span, message, place=place)
 
-    def _body_input(self, statement: syntax.Input, given: Meaning | None, place: Place, span: Span) -> None:
+    def _body_input(self, statement: syntax.Input, handed: Handed | None, place: Place, span: Span) -> None:
         """A body's input: what is handed over, held against the type that the body declares."""
         name = statement.name.text
         if statement.source is not None:
             message = "only a model's input is drawn: a body's input is handed over"
             self.error("E0514", statement.source.span, message, place=place)
-        if given is None:
+        if handed is None:
             if not place.dry:
                 message, also = f"`{name}` must be handed over", [(statement.name.span, "declared here")]
                 self.error("E0508", span, message, f"{span.text}({name} = …)", also=also, place=place)
-            given = POISON
+            handed = Handed(POISON, span)
+        given, span = handed.meaning, handed.span
         if not isinstance(given, Tensor | Poison):
             message = f"`{name}` must be a tensor, not {self.describe(given)}"
-            given = self.error("E0508", span, message, place=place)
+            given = self.error("E0508", span, message, place=_around(place))
         if statement.type is not None:
             given = self._unify(statement, statement.type, given, place, span)
         self.define(statement.name, "input", given, place)
@@ -332,7 +335,7 @@ class Statements(Forms):
                 if bound is not None and size is not None and size.bound > bound:
                     message = f"`{statement.name}` takes at most {bound} {dim.name}, but is given {actual}"
                     also = [(dim.span, "declared here")]
-                    self.error("E0408", span, message, also=also, place=place)
+                    self.error("E0408", span, message, also=also, place=_around(place))
                     size = None
                 length = POISON if size is None else Constant(size if size.symbol else Fraction(size.offset))
                 self.define(dim.name, "length", length, place)
@@ -345,8 +348,13 @@ class Statements(Forms):
         if declared != actual:
             message = f"`{statement.name}` takes {declared}, but is given {actual}"
             also = [(written.span, f"declared {declared}")]
-            return self.error("E0408", span, message, label=str(actual), also=also, place=place)
+            return self.error("E0408", span, message, label=str(actual), also=also, place=_around(place))
         return given
+
+
+def _around(place: Place) -> Place:
+    """Where a body is used, seen from inside it."""
+    return replace(place, uses=place.uses[1:])
 
 
 def definitions(statements: tuple[syntax.Statement, ...]) -> dict[str, Span]:

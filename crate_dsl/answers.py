@@ -58,7 +58,8 @@ def answer(session: Session, paths: Sequence[str], *, resize: bool = False) -> l
     for names, feeds in _batches(session, paths, resize):
         outputs = session(**feeds)
         found += [
-            Answer(name, {output: array[at] for output, array in outputs.items()}, classes) for at, name in enumerate(names)
+            Answer(name, {output: array[at] for output, array in outputs.items()}, classes)
+            for at, name in enumerate(names)
         ]
     return found
 
@@ -79,7 +80,9 @@ def count_right(session: Session, data: str) -> tuple[int, int]:
     for start in range(0, len(test), BATCH):
         scores_nk = session(**picture.feed(test.images_nchw[start : start + BATCH]))[output]
         if scores_nk.ndim != 2:
-            raise UserError(f"`{output}` is no score for each class, but has the shape {list(scores_nk.shape[1:])}")
+            raise UserError(
+                f"`{output}` is no score for each class, but has the shape {list(scores_nk.shape[1:])}"
+            )
         right += int((scores_nk.argmax(-1) == test.labels_n[start : start + BATCH]).sum())
     return right, len(test)
 
@@ -102,10 +105,15 @@ class _Pictures:
         """Raises `UserError` where the network takes no pictures."""
         text = session.metadata.extra.get("scaling")
         entry = read_scaling(text, session.name) if text is not None else None
-        names = [entry.input] if entry else [name for name, type_ in session.inputs.items() if _is_picture(type_)]
+        names = (
+            [entry.input] if entry else [name for name, type_ in session.inputs.items() if _is_picture(type_)]
+        )
         if len(names) != 1 or names[0] not in session.inputs or not _is_picture(session.inputs[names[0]]):
             wanted = ", ".join(f"{name} {type_}" for name, type_ in session.inputs.items())
-            raise UserError(f"`{session.name}` does not take one picture, but {wanted}", "an .npz file with an array for each input")
+            raise UserError(
+                f"`{session.name}` does not take one picture, but {wanted}",
+                "an .npz file with an array for each input",
+            )
         channels, height, width = (dim.offset for dim in session.inputs[names[0]].shape)
         scaling = entry.scaling if entry else None
         if scaling is not None and {len(scaling.mean), len(scaling.std)} != {channels}:
@@ -173,14 +181,18 @@ def _files(path: Path) -> list[Path]:
         return [path]
     pictures = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES and file.is_file())
     if not pictures:
-        raise UserError(f"`{path}` is a folder without pictures", f"pictures end with {', '.join(sorted(PICTURES))}")
+        raise UserError(
+            f"`{path}` is a folder without pictures", f"pictures end with {', '.join(sorted(PICTURES))}"
+        )
     return pictures
 
 
 def _array_batches(session: Session, file: Path) -> Iterator[tuple[list[str], dict[str, NDArray[Any]]]]:
     given = _arrays(file)
     if file.suffix.lower() == ".npy":
-        first = next((name for name in session.inputs if name not in session.draws), next(iter(session.inputs)))
+        first = next(
+            (name for name in session.inputs if name not in session.draws), next(iter(session.inputs))
+        )
         given = {first: given[""]}
     feeds: dict[str, NDArray[Any]] = {}
     for name, array in given.items():
@@ -190,7 +202,9 @@ def _array_batches(session: Session, file: Path) -> Iterator[tuple[list[str], di
         if wanted is not None and array.dtype == np.uint8 and wanted.kind == "float":
             taker = _Pictures.of(session)
             if name != taker.name or array.ndim != 4:
-                raise UserError(f"{file}: `{name}` wants {wanted}, and is given {array.dtype} of shape {list(array.shape)}")
+                raise UserError(
+                    f"{file}: `{name}` wants {wanted}, and is given {array.dtype} of shape {list(array.shape)}"
+                )
             taker.check(f"{file}: `{name}`", array.shape[1:])
             feeds |= taker.feed(array)
         else:
@@ -213,7 +227,15 @@ def _arrays(file: Path) -> dict[str, NDArray[Any]]:
             raise UserError(f"`{file}` claims {claimed:,} bytes in {size:,}: too many")
         with np.load(file, allow_pickle=False) as members:
             return {name: members[name] for name in members.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, MemoryError, NotImplementedError) as problem:
+    except (
+        ValueError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+        KeyError,
+        MemoryError,
+        NotImplementedError,
+    ) as problem:
         raise UserError(f"`{file}` is not a sound file of plain arrays: {problem}") from problem
 
 
@@ -259,7 +281,9 @@ def as_data(sample: Answer, top: int) -> dict[str, Any]:
     """A sample as JSON takes it: ranked classes, or what an output's numbers are like."""
     return {
         "input": sample.name,
-        "outputs": {name: ranked(sample, name, top) or _summary(array) for name, array in sample.outputs.items()},
+        "outputs": {
+            name: ranked(sample, name, top) or _summary(array) for name, array in sample.outputs.items()
+        },
     }
 
 
@@ -271,11 +295,15 @@ def as_text(sample: Answer, top: int) -> str:
         if classes is None:
             facts = _summary(array)
             shape = ", ".join(map(str, facts.pop("shape")))
-            lines.append(f"  {name}[{shape}]  " + ", ".join(f"{key} {value:.4g}" for key, value in facts.items()))
+            lines.append(
+                f"  {name}[{shape}]  " + ", ".join(f"{key} {value:.4g}" for key, value in facts.items())
+            )
             continue
         if len(sample.outputs) > 1:
             lines.append(f"  {name}")
-        lines += [f"  {line}" for line in columns([(f"{c['probability']:.1%}", c["name"]) for c in classes], "rl")]
+        lines += [
+            f"  {line}" for line in columns([(f"{c['probability']:.1%}", c["name"]) for c in classes], "rl")
+        ]
     return "\n".join(lines)
 
 

@@ -26,7 +26,11 @@ COMMANDS = ("check", "fmt", "show", "train", "export", "run", "explain", "demo")
 TRACEBACK = "CRATE_DSL_TRACEBACK"
 
 INTERNAL_ERROR, INTERRUPTED = 70, 130
-OPTIONS: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
+OPTIONS: dict[str, Any] = {
+    "add_completion": False,
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,
+}
 
 
 class Commands(TyperGroup):

@@ -13,7 +13,9 @@ from crate_dsl.show.columns import columns, reflowed
 
 
 def explain(
-    code: Annotated[str | None, typer.Argument(metavar="CODE", help="Of a mistake, such as E0304.", show_default=False)] = None,
+    code: Annotated[
+        str | None, typer.Argument(metavar="CODE", help="Of a mistake, such as E0304.", show_default=False)
+    ] = None,
 ) -> None:
     """Tell more of a mistake, by its code.
 

@@ -12,11 +12,19 @@ from crate_dsl.language.diagnostics import UserError
 
 
 def export(
-    target: Annotated[str, typer.Argument(metavar="RUN|TARGET", help="A run's folder, or a spec, whose network is untrained.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.onnx", help="The file.", show_default=False)],
+    target: Annotated[
+        str,
+        typer.Argument(metavar="RUN|TARGET", help="A run's folder, or a spec, whose network is untrained."),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE.onnx", help="The file.", show_default=False)
+    ],
     set: Settings = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Of an untrained network's weights.  [default: 0]", show_default=False)
+        int | None,
+        typer.Option(
+            min=0, metavar="N", help="Of an untrained network's weights.  [default: 0]", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Write a network as ONNX, and prove it.
@@ -32,7 +40,9 @@ def export(
         raise UserError(f"`{out}` does not end with .onnx", exit_code=2)
     if (Path(target) / "run.json").is_file():
         if set or seed is not None:
-            raise UserError("a run's parameters and weights are fixed: `--set` and `--seed` go with a spec", exit_code=2)
+            raise UserError(
+                "a run's parameters and weights are fixed: `--set` and `--seed` go with a spec", exit_code=2
+            )
         from crate_dsl.training.run import export_run
 
         proof = export_run(target, out)

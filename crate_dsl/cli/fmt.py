@@ -16,7 +16,9 @@ from crate_dsl.training.files import write_text
 
 def fmt(
     files: Annotated[list[str], typer.Argument(metavar="FILE", help="Specs.")],
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; say what would change, and exit with 1.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; say what would change, and exit with 1.")
+    ] = False,
 ) -> None:
     """Write specs in the one canonical style. Comments stay where they stand; there are no options of style.
 

@@ -17,7 +17,9 @@ from crate_dsl.workspace import load
 Settings = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="NAME=VALUE", help="A parameter of the model, overridden. May be given several times."
+        "--set",
+        metavar="NAME=VALUE",
+        help="A parameter of the model, overridden. May be given several times.",
     ),
 ]
 
@@ -33,7 +35,9 @@ def settings(texts: Sequence[str] | None) -> dict[str, Expression]:
         name, equals, value = (part.strip() for part in text.partition("="))
         expression = parse_expression(f"--set {name}", value) if equals and name.isidentifier() else None
         if expression is None:
-            help = f"--set {name}=VALUE" if name.isidentifier() and not value else "for instance: --set dim=192"
+            help = (
+                f"--set {name}=VALUE" if name.isidentifier() and not value else "for instance: --set dim=192"
+            )
             raise UserError(f"`--set {text}` does not say `name=value`", help, exit_code=2)
         if name in found:
             raise UserError(f"`{name}` is set twice on the command line", exit_code=2)

@@ -15,18 +15,32 @@ def run(
     model: Annotated[str, typer.Argument(metavar="FILE.onnx", help="A file that `export` wrote.")],
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="INPUT", help="Pictures, folders of pictures, or .npy and .npz files.", show_default=False),
+        typer.Argument(
+            metavar="INPUT", help="Pictures, folders of pictures, or .npy and .npz files.", show_default=False
+        ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Count right answers on a source's test images.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="SOURCE", help="Count right answers on a source's test images.", show_default=False
+        ),
     ] = None,
-    provider: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="What runs it; cuda never falls back.")] = "auto",
+    provider: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="What runs it; cuda never falls back.")
+    ] = "auto",
     top: Annotated[int, typer.Option(min=1, metavar="N", help="How many classes to print.")] = 5,
-    resize: Annotated[bool, typer.Option("--resize", help="Bring pictures to the wanted size: scaled, then cropped.")] = False,
+    resize: Annotated[
+        bool, typer.Option("--resize", help="Bring pictures to the wanted size: scaled, then cropped.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the inputs that the spec draws.")] = 0,
-    format: Annotated[Literal["text", "json"], typer.Option(help="json: an object for each sample.")] = "text",
+    format: Annotated[
+        Literal["text", "json"], typer.Option(help="json: an object for each sample.")
+    ] = "text",
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE.npz", help="Write every output as an array.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="FILE.npz", help="Write every output as an array.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Run an exported file on pictures or arrays.
@@ -47,7 +61,11 @@ def run(
     if data is not None:
         right, images = answers.count_right(session, data)
         shown = f"{right / images:.2%} of {images:,} test images of {data} right"
-        print(json.dumps({"data": data, "images": images, "right": right, "accuracy": right / images}) if format == "json" else shown)
+        print(
+            json.dumps({"data": data, "images": images, "right": right, "accuracy": right / images})
+            if format == "json"
+            else shown
+        )
         return
     found = answers.answer(session, inputs or [], resize=resize)
     if out is not None:

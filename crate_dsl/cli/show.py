@@ -31,15 +31,25 @@ FORMATS: dict[Stage, tuple[Format, ...]] = {
 
 
 def show(
-    target: Annotated[str, typer.Argument(metavar="TARGET|RUN|FILE.onnx", help="A spec, a run's folder, or an exported file.")],
+    target: Annotated[
+        str,
+        typer.Argument(metavar="TARGET|RUN|FILE.onnx", help="A spec, a run's folder, or an exported file."),
+    ],
     set: Settings = None,
     format: Annotated[Format | None, typer.Option(help="How.  [default: table]", show_default=False)] = None,
     stage: Annotated[
-        Stage | None, typer.Option(help="Which stage on the way from text to ONNX.  [default: graph]", show_default=False)
+        Stage | None,
+        typer.Option(help="Which stage on the way from text to ONNX.  [default: graph]", show_default=False),
     ] = None,
-    formulas: Annotated[bool, typer.Option("--formulas", help="Each step's formula, source and inverse, too.")] = False,
-    all: Annotated[bool, typer.Option("--all", help="Every layer by itself; else equal ones are folded into one.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write to a file.", show_default=False)] = None,
+    formulas: Annotated[
+        bool, typer.Option("--formulas", help="Each step's formula, source and inverse, too.")
+    ] = False,
+    all: Annotated[
+        bool, typer.Option("--all", help="Every layer by itself; else equal ones are folded into one.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write to a file.", show_default=False)
+    ] = None,
 ) -> None:
     """Show what a spec computes, or draw it.
 
@@ -55,7 +65,9 @@ def show(
     shown = format or "table"
     at = stage or "graph"
     if shown not in FORMATS[at]:
-        raise UserError(f"`--stage {at}` has no `--format {shown}`", f"formats: {', '.join(FORMATS[at])}", exit_code=2)
+        raise UserError(
+            f"`--stage {at}` has no `--format {shown}`", f"formats: {', '.join(FORMATS[at])}", exit_code=2
+        )
     if formulas and (at, shown) != ("graph", "table"):
         raise UserError("`--formulas` goes with the table of the graph", exit_code=2)
     if target.endswith(".onnx"):
@@ -64,7 +76,9 @@ def show(
         text = _tree(target, shown)
     else:
         graph = _of_run(target, set) or load_and_warn(target, set)
-        text = _onnx(graph, fold=not all) if at == "onnx" else _graph(graph, shown, at, formulas, fold=not all)
+        text = (
+            _onnx(graph, fold=not all) if at == "onnx" else _graph(graph, shown, at, formulas, fold=not all)
+        )
     if out is None:
         print(text)
     else:
@@ -104,7 +118,11 @@ def _tree(target: str, format: Format) -> str:
     parsed = parse(read_source(Target.of(target).path))
     if parsed.diagnostics:
         raise SpecError(parsed.diagnostics)
-    return json.dumps(as_data(parsed.tree), ensure_ascii=False, indent=1) if format == "json" else "\n".join(outline(parsed.tree))
+    return (
+        json.dumps(as_data(parsed.tree), ensure_ascii=False, indent=1)
+        if format == "json"
+        else "\n".join(outline(parsed.tree))
+    )
 
 
 def _of_run(folder: str, set: list[str] | None) -> ModelGraph | None:
@@ -136,7 +154,13 @@ def _onnx(graph: ModelGraph, *, fold: bool) -> str:
 
 
 def _exported(
-    path: str, set: list[str] | None, format: Format | None, stage: Stage | None, formulas: bool, *, fold: bool
+    path: str,
+    set: list[str] | None,
+    format: Format | None,
+    stage: Stage | None,
+    formulas: bool,
+    *,
+    fold: bool,
 ) -> str:
     if set:
         raise UserError("an exported file's parameters are fixed: `--set` goes with a spec", exit_code=2)
@@ -149,7 +173,9 @@ def _exported(
 
         return onnx_text(model, fold=fold)
     if stage == "tree":
-        raise UserError("an exported file has a text and a graph", f"its text: crate-dsl show {path}", exit_code=2)
+        raise UserError(
+            "an exported file has a text and a graph", f"its text: crate-dsl show {path}", exit_code=2
+        )
     if stage is None and format is None and not formulas:
         return _texts(path, metadata)
     return _graph(_graph_of(path, metadata), format or "table", stage or "graph", formulas, fold=fold)

@@ -7,7 +7,12 @@ import re
 import sys
 
 #: The first word of a message and what it is painted with.
-_COLOURS = {"error": "\x1b[1;31m", "internal error": "\x1b[1;31m", "warning": "\x1b[1;33m", "help": "\x1b[1;36m"}
+_COLOURS = {
+    "error": "\x1b[1;31m",
+    "internal error": "\x1b[1;31m",
+    "warning": "\x1b[1;33m",
+    "help": "\x1b[1;36m",
+}
 _HEAD = re.compile(r"^(error|internal error|warning|help)(\[\w+\])?:", re.MULTILINE)
 
 

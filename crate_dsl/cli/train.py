@@ -17,17 +17,24 @@ def _entry(help: str) -> Any:
 
 
 def train(
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="The run's folder.", show_default=False)],
-    target: Annotated[str | None, typer.Argument(metavar="TARGET", help="A spec with an objective.", show_default=False)] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="RUN", help="The run's folder.", show_default=False)
+    ],
+    target: Annotated[
+        str | None, typer.Argument(metavar="TARGET", help="A spec with an objective.", show_default=False)
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(
-            metavar="SOURCE", help="digits, mnist5k, idx:FOLDER, folder:FOLDER or npz:FILE.", show_default=False
+            metavar="SOURCE",
+            help="digits, mnist5k, idx:FOLDER, folder:FOLDER or npz:FILE.",
+            show_default=False,
         ),
     ] = None,
     set: Settings = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Of everything random.  [default: 0]", show_default=False)
+        int | None,
+        typer.Option(min=0, metavar="N", help="Of everything random.  [default: 0]", show_default=False),
     ] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to train.")] = "auto",
     precision: Annotated[
@@ -37,7 +44,10 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in the folder, from its last whole epoch.")
     ] = False,
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Train on at most so many images.", show_default=False)] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Train on at most so many images.", show_default=False),
+    ] = None,
     epochs: Annotated[str | None, _entry("How many times each image is seen.")] = None,
     batch: Annotated[str | None, _entry("Images in a step.")] = None,
     optimizer: Annotated[str | None, _entry("adamw(lr = …), lion(…) or sgd(…).")] = None,
@@ -47,7 +57,9 @@ def train(
     eps: Annotated[str | None, _entry("adamw's ε.")] = None,
     momentum: Annotated[str | None, _entry("sgd's momentum.")] = None,
     nesterov: Annotated[str | None, _entry("sgd's momentum looks ahead: true or false.")] = None,
-    schedule: Annotated[str | None, _entry("Of the learning rate: cosine(warmup = …), linear(…), constant(…).")] = None,
+    schedule: Annotated[
+        str | None, _entry("Of the learning rate: cosine(warmup = …), linear(…), constant(…).")
+    ] = None,
     warmup: Annotated[str | None, _entry("Epochs in which the learning rate rises.")] = None,
     floor: Annotated[str | None, _entry("The share of the learning rate that is left at the end.")] = None,
     clip: Annotated[str | None, _entry("The gradient's largest norm, or none.")] = None,
@@ -59,7 +71,7 @@ def train(
 
     \b
     crate-dsl train specs/crate.crate@fashion --data mnist5k --out runs/first
-    crate-dsl train specs/crate.crate@fashion --data digits --out runs/two --lr 1e-3
+    crate-dsl train specs/crate.crate@fashion --data digits --out runs/2 --lr 1e-3
     crate-dsl train --resume --out runs/first
     """
     entries = {
@@ -75,7 +87,8 @@ def train(
             raise UserError(f"{missing} is missing: what to train, and on what", help, exit_code=2)
         if target or data or set or recipe or (limit, seed, precision) != (None, None, None):
             raise UserError(
-                "a run goes on as it began: give --resume and --out alone, or all that was given then", exit_code=2
+                "a run goes on as it began: give --resume and --out alone, or all that was given then",
+                exit_code=2,
             )
         from crate_dsl.training.train import resume as go_on
 
@@ -98,7 +111,9 @@ def train(
         )
     test = run.test() or {}
     if "accuracy" in test:
-        print(f"{test['accuracy']:.2%} of {test['images']:,} test images right (weights of epoch {test['epoch']})")
+        print(
+            f"{test['accuracy']:.2%} of {test['images']:,} test images right (weights of epoch {test['epoch']})"
+        )
     elif "loss" in test:
         print(f"loss {test['loss']:.4f} on {test['images']:,} test images (weights of epoch {test['epoch']})")
     print(f"next: crate-dsl export {out} --out {out.name}.onnx")

@@ -62,6 +62,7 @@ def listed(items: Iterable[str], lead: str = "", *, indent: str = "", hanging: s
     >>> listed(["dim = 384", "depth = 12"], "settings: ")
     'settings: dim = 384, depth = 12'
     """
+    lead = lead.rstrip().replace(" ", _HARD_SPACE) + " " if lead else ""
     text = lead + ", ".join(item.replace(" ", _HARD_SPACE) for item in items)
     return wrapped(text, indent, hanging).replace(_HARD_SPACE, " ")
 

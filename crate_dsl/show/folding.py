@@ -65,7 +65,9 @@ def _folded(folds: list[Fold], depth: int) -> list[Fold]:
             found += first
         else:
             layers = [layer for _, layer in groups[start:end]]
-            found += [_merged(alike, f"{part}-{groups[end - 1][0]}", depth) for alike in zip(*layers, strict=True)]
+            found += [
+                _merged(alike, f"{part}-{groups[end - 1][0]}", depth) for alike in zip(*layers, strict=True)
+            ]
         start = end
     return found
 

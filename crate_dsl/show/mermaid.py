@@ -47,4 +47,4 @@ def _lines(box: Box) -> list[str]:
 
 def _text(text: str) -> str:
     """Text inside Mermaid's quotes: signs that it might read are written as entities."""
-    return escape(text).replace("&", "#").replace("##", "#")
+    return escape(text).replace("&", "#")

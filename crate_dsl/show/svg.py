@@ -43,13 +43,25 @@ def svg(graph: ModelGraph, *, fold: bool = True) -> str:
     lanes = _lanes(drawn)
     width = left + BOX_WIDTH + depth * INDENT + MARGIN + LANE * (1 + max(lanes.values(), default=0))
     root = Xml.Element(
-        "svg", xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {width} {bottom + MARGIN}", width=str(width), role="img"
+        "svg",
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {width} {bottom + MARGIN}",
+        width=str(width),
+        role="img",
     )
     Xml.SubElement(root, "title").text = title_of(graph)
     Xml.SubElement(root, "style").text = STYLE
     definitions = Xml.SubElement(root, "defs")
     marker = Xml.SubElement(
-        definitions, "marker", id="tip", viewBox="0 0 8 8", refX="7", refY="4", markerWidth="7", markerHeight="7", orient="auto"
+        definitions,
+        "marker",
+        id="tip",
+        viewBox="0 0 8 8",
+        refX="7",
+        refY="4",
+        markerWidth="7",
+        markerHeight="7",
+        orient="auto",
     )
     Xml.SubElement(marker, "path", d="M0 0 L8 4 L0 8 z", fill=FAINT)
     Xml.SubElement(root, "rect", width="100%", height="100%", fill="white")
@@ -108,7 +120,9 @@ def _lanes(drawn: Drawing) -> dict[tuple[int, int], int]:
     return lanes
 
 
-def _arrow(root: Xml.Element, placed: _Placed, source: int, target: int, lane: int | None, edge: float) -> None:
+def _arrow(
+    root: Xml.Element, placed: _Placed, source: int, target: int, lane: int | None, edge: float
+) -> None:
     (x, top), (_, bottom) = placed.boxes[source], placed.boxes[target]
     if lane is None:
         middle = x + BOX_WIDTH / 2
@@ -148,10 +162,16 @@ def _box(root: Xml.Element, box: Box, x: float, top: float) -> None:
         _text(group, x + BOX_WIDTH - 12, top + 18, f"{box.row.parameters:,}", "faint", anchor="end")
 
 
-def _rectangle(parent: Xml.Element, x: float, top: float, width: float, height: float, fill: str) -> Xml.Element:
+def _rectangle(
+    parent: Xml.Element, x: float, top: float, width: float, height: float, fill: str
+) -> Xml.Element:
     sizes = {"x": x, "y": top, "width": width, "height": height, "rx": CORNER}
-    return Xml.SubElement(parent, "rect", {name: f"{size:g}" for name, size in sizes.items()} | {"fill": fill})
+    return Xml.SubElement(
+        parent, "rect", {name: f"{size:g}" for name, size in sizes.items()} | {"fill": fill}
+    )
 
 
 def _text(parent: Xml.Element, x: float, y: float, text: str, style: str, *, anchor: str = "start") -> None:
-    Xml.SubElement(parent, "text", {"x": f"{x:g}", "y": f"{y:g}", "class": style, "text-anchor": anchor}).text = text
+    Xml.SubElement(
+        parent, "text", {"x": f"{x:g}", "y": f"{y:g}", "class": style, "text-anchor": anchor}
+    ).text = text

@@ -11,7 +11,7 @@ from crate_dsl.show.columns import columns, listed, wrapped
 from crate_dsl.show.steps import Row, rows_of, short, size_of, title_of
 
 #: How wide the columns may be: name, repeats, type, parameters, operations, line; 80 with the gaps between them.
-MOST = (28, 4, 18, 11, 6, 3)
+MOST = (27, 4, 18, 11, 6, 4)
 
 
 def table(graph: ModelGraph, *, fold: bool = True) -> str:
@@ -25,7 +25,10 @@ def table(graph: ModelGraph, *, fold: bool = True) -> str:
     head = [f"{title_of(graph)} of {graph.sources[0].name}"]
     if settings:
         head.append(listed(settings, indent="  "))
-    entries = [("input", name, str(entry.type), "drawn" if entry.source else "") for name, entry in graph.inputs.items()]
+    entries = [
+        ("input", name, str(entry.type), "drawn" if entry.source else "")
+        for name, entry in graph.inputs.items()
+    ]
     entries += [("target", name, str(entry.type), "") for name, entry in graph.targets.items()]
     ends = [("output", name, str(graph.type_of(value)), value.node) for name, value in graph.outputs.items()]
     return "\n".join(
@@ -73,7 +76,10 @@ def formulas(graph: ModelGraph) -> str:
         operator = row.first.node.operator
         if operator.word in kinds:
             continue
-        lines = [operator.word, wrapped(" ".join(cleandoc(operator.__doc__ or "").split("\n\n")[0].split()), "  ")]
+        lines = [
+            operator.word,
+            wrapped(" ".join(cleandoc(operator.__doc__ or "").split("\n\n")[0].split()), "  "),
+        ]
         for what, text in (
             ("formula", operator.formula),
             ("source", operator.source),

@@ -10,7 +10,11 @@ def torch_text(graph: ModelGraph) -> str:
     """The generated classes: the network's first, then those of its stages and layers, each once; the objective's last."""
     writer = TorchWriter(graph)
     written = [writer.network()]
-    written += [writer.scope(path) for path, scope in graph.scopes.items() if path not in ("", "objective") and scope.results]
+    written += [
+        writer.scope(path)
+        for path, scope in graph.scopes.items()
+        if path not in ("", "objective") and scope.results
+    ]
     if graph.objective is not None:
         written.append(writer.objective())
     return "\n\n".join(dict.fromkeys(item.source for item in written))

@@ -134,7 +134,7 @@ class Scale(Operator):
     word: ClassVar[str] = "scale"
     formula: ClassVar[str] = r"\gamma \odot z"
     source: ClassVar[str] = (
-        "one learned factor for each channel: Touvron et al. 2021 (LayerScale), arXiv 2103.17239, eq. 4"
+        "one learned factor for each channel: Touvron et al. 2021 (LayerScale), arXiv 2103.17239"
     )
 
     factor: Scalar

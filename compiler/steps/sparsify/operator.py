@@ -61,7 +61,7 @@ class Sparsify(Operator):
         r"Y = \operatorname{norm} Z,\quad A_0 \in \{Y, 0\}"
     )
     source: ClassVar[str] = (
-        "Yu et al. 2023, White-Box Transformers via Sparse Rate Reduction, arXiv 2306.01129, eq. 17; "
+        "Yu et al. 2023, White-Box Transformers via Sparse Rate Reduction, arXiv 2306.01129; "
         "overcomplete, decoupled, residual: Yang et al. 2024, Scaling White-Box Transformers for Vision, "
         "arXiv 2405.20299"
     )

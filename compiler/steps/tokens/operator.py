@@ -51,7 +51,7 @@ class Append(Operator):
     word: ClassVar[str] = "append"
     formula: ClassVar[str] = r"[Z,\; C]"
     source: ClassVar[str] = (
-        "latent tokens: Yu et al. 2024, An Image is Worth 32 Tokens (TiTok), arXiv 2406.07550, eq. 1"
+        "latent tokens: Yu et al. 2024, An Image is Worth 32 Tokens (TiTok), arXiv 2406.07550"
     )
 
     tokens: Weight
@@ -131,7 +131,7 @@ class Keep(Operator):
     word: ClassVar[str] = "keep"
     formula: ClassVar[str] = r"(z_i)_{i \in S}"
     source: ClassVar[str] = (
-        "the latent tokens kept by an encoder: Yu et al. 2024 (TiTok), arXiv 2406.07550, eq. 1"
+        "the latent tokens kept by an encoder: Yu et al. 2024 (TiTok), arXiv 2406.07550"
     )
 
     tokens: Tokens
@@ -180,7 +180,7 @@ def _find(step: str, wanted: Tokens, tokens: TensorType) -> tuple[Layout, Segmen
         near = did_you_mean(wanted.name, layout.names)
         raise Mistake(
             "E0430",
-            f"there are no tokens called `{wanted.name}` here, only {', '.join(layout.names)}",
+            f"there are no tokens called `{wanted.name}` here, only {', '.join(f'`{n}`' for n in layout.names)}",
             *([f"did you mean `{near}`?"] if near else []),
             at="tokens",
         )
