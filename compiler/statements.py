@@ -162,11 +162,11 @@ class Statements(Forms):
             return
         inner = replace(place, owner=Owner(place.owner.path_of(owner)))
         value = self._bound(statement, owner, self.expression(statement.value, inner), place)
-        items: tuple[Tensor | Poison, ...]
+        items: tuple[Meaning, ...] = (value,)
         if isinstance(value, Tensors):
             items = value.items
-        else:
-            items = (value,) if isinstance(value, Tensor) else (POISON,) * len(names)
+        elif isinstance(value, Poison):
+            items = (POISON,) * len(names)
         if len(items) != len(names):
             have = "one result" if len(items) == 1 else f"{len(items)} results"
             count = "one name" if len(names) == 1 else f"{len(names)} names"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +19,14 @@ from crate_dsl.show.columns import columns
 from crate_dsl.training.data import Scaling, on_unit_scale
 from crate_dsl.training.files import written_aside
 from crate_dsl.training.manifest import read_scaling
-from crate_dsl.training.sources import open_data, read_picture, required_module
+from crate_dsl.training.sources import npz_arrays, open_data, read_picture, required_module
 
 __all__ = ["Answer", "Provider", "answer", "as_data", "as_text", "count_right", "open_session", "save"]
 
 #: Samples that onnxruntime takes at once.
 BATCH = 64
 #: What a folder's files must be called to be taken for pictures.
-PICTURES = frozenset(".bmp .gif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split())
-#: An array of more bytes than this is not read.
-MAXIMUM_BYTES = 8 * 2**30
+PICTURES = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 
 
 @dataclass(frozen=True)
@@ -216,27 +212,13 @@ def _array_batches(session: Session, file: Path) -> Iterator[tuple[list[str], di
 
 
 def _arrays(file: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of a file by name; that of an `.npy` file has none. A header that claims more than there is, is refused."""
-    size = file.stat().st_size
+    """The arrays of a file by name; that of an `.npy` file has none."""
+    if file.suffix.lower() == ".npz":
+        return npz_arrays(file)
     try:
-        if file.suffix.lower() == ".npy":
-            return {"": np.load(file, mmap_mode="r", allow_pickle=False)}
-        with zipfile.ZipFile(file) as archive:
-            claimed = sum(member.file_size for member in archive.infolist())
-        if claimed > MAXIMUM_BYTES:
-            raise UserError(f"`{file}` claims {claimed:,} bytes in {size:,}: too many")
-        with np.load(file, allow_pickle=False) as members:
-            return {name: members[name] for name in members.files}
-    except (
-        ValueError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-        KeyError,
-        MemoryError,
-        NotImplementedError,
-    ) as problem:
-        raise UserError(f"`{file}` is not a sound file of plain arrays: {problem}") from problem
+        return {"": np.load(file, mmap_mode="r", allow_pickle=False)}
+    except (ValueError, EOFError) as problem:
+        raise UserError(f"{file} is not a sound .npy file of plain numbers: {problem}") from problem
 
 
 # ------------------------------------------------------------------ from outputs to words
@@ -314,19 +296,20 @@ def _summary(array: NDArray[Any]) -> dict[str, Any]:
     return facts
 
 
-def save(found: Sequence[Answer], path: str | os.PathLike[str]) -> None:
-    """Write every output as an array over all samples, and the samples' names as `names`.
+def save(found: Sequence[Answer], path: Path) -> None:
+    """Write every output as an array over all samples, and the samples' names as `input.names`, into an `.npz` file.
 
     Raises:
         UserError: samples differ in length, or the file cannot be written.
     """
-    target = Path(path)
-    if target.suffix != ".npz":
-        raise UserError(f"`{target}` does not end with .npz", exit_code=2)
-    outputs = {name: [sample.outputs[name] for sample in found] for name in found[0].outputs}
-    uneven = [name for name, arrays in outputs.items() if len({array.shape for array in arrays}) > 1]
-    if uneven:
-        raise UserError(f"`{uneven[0]}` has another shape for each sample: give them one by one")
-    stacked = {name: np.stack(arrays) for name, arrays in outputs.items()}
-    with written_aside(target) as aside, aside.open("wb") as file:
-        np.savez(file, names=np.array([sample.name for sample in found]), **stacked)
+    arrays = {"input.names": np.array([sample.name for sample in found])}
+    for output in found[0].outputs:
+        samples = [sample.outputs[output] for sample in found]
+        if len({array.shape for array in samples}) > 1:
+            raise UserError(f"`{output}` has another shape for each sample: give them one by one")
+        arrays[output] = np.stack(samples)
+    # Not by `numpy.savez`, whose arguments have names of their own.
+    with written_aside(path) as aside, zipfile.ZipFile(aside, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)

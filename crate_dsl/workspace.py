@@ -307,9 +307,11 @@ def check_source(
 
 
 def _variants(model: syntax.Model) -> Iterator[str | None]:
-    """The model as it stands, then each of its variants."""
-    yield None
-    yield from dict.fromkeys(s.name.text for s in model.statements if isinstance(s, syntax.Variant))
+    """The model as it stands, then each of its variants. One whose variants complete it does not stand alone."""
+    names = dict.fromkeys(s.name.text for s in model.statements if isinstance(s, syntax.Variant))
+    if not names or all(parameter.default is not None for parameter in model.parameters):
+        yield None
+    yield from names
 
 
 def check_text(name: str, text: str) -> list[Diagnostic]:

@@ -1,7 +1,7 @@
 """The command line: `crate-dsl COMMAND …`. One file for each command, loaded when it is asked for.
 
-Exit codes: 0 fine; 1 the spec or another input is wrong; 2 the command line itself is; 3 a proof failed; 70 a mistake of
-this program; 130 interrupted.
+Exit codes: 0 fine; 1 the spec or another input is wrong; 2 the command line itself is; 3 a proof failed; 70 a
+mistake of this program; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from inspect import cleandoc
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -33,23 +34,27 @@ OPTIONS: dict[str, Any] = {
 }
 
 
+def _help(command: Callable[..., None]) -> str:
+    """A command's docstring, its examples marked for typer: it fills all paragraphs but those after a backspace."""
+    paragraphs = cleandoc(command.__doc__ or "").split("\n\n")
+    return "\n\n".join(f"\b\n{text}" if text.startswith("crate-dsl ") else text for text in paragraphs)
+
+
 class Commands(TyperGroup):
     """Imports a command's module when the command is asked for: `check` does not wait for torch."""
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
 
-    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
             near = did_you_mean(cmd_name, COMMANDS)
             help = f"did you mean `{near}`?" if near else f"commands: {', '.join(COMMANDS)}"
             raise UserError(f"there is no command `{cmd_name}`", help, exit_code=2)
         single = typer.Typer(**OPTIONS)
-        single.command(cmd_name)(getattr(import_module(f"crate_dsl.cli.{cmd_name}"), cmd_name))
+        command = getattr(import_module(f"crate_dsl.cli.{cmd_name}"), cmd_name)
+        single.command(cmd_name, help=_help(command))(command)
         return typer.main.get_command(single)
-
-
-app = typer.Typer(cls=Commands, no_args_is_help=True, **OPTIONS)
 
 
 def _version(asked: bool) -> None:
@@ -58,7 +63,6 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def crate_dsl_command(
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version and stop.")
@@ -66,7 +70,6 @@ def crate_dsl_command(
 ) -> None:
     """White-box neural networks from a small language: a .crate file becomes a trained network and a proved ONNX file.
 
-    \b
     crate-dsl check specs/crate.crate                find every mistake
     crate-dsl show specs/crate.crate@tiny            see what a spec computes
     crate-dsl train specs/crate.crate@fashion --data mnist5k --out runs/first
@@ -75,6 +78,10 @@ def crate_dsl_command(
 
     A TARGET is FILE.crate, FILE.crate@VARIANT, or FILE.crate:MODEL@VARIANT.
     """
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, **OPTIONS)
+app.callback(help=_help(crate_dsl_command))(crate_dsl_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

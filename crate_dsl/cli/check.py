@@ -26,9 +26,9 @@ def check(
 ) -> None:
     """Find every mistake of a spec.
 
-    All its models and variants are checked, or the one that is named, without building anything. Mistakes go to standard error; for a spec without any, a line says how large its networks are.
+    All its models and variants are checked, or the one that is named, without building anything. Mistakes go to
+    standard error; for a spec without any, a line says how large its networks are.
 
-    \b
     crate-dsl check specs/*.crate --strict
     crate-dsl check specs/crate.crate@tiny --set dim=192
     crate-dsl check specs/crate.crate --format json

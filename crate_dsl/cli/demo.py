@@ -14,9 +14,9 @@ def demo(
 ) -> None:
     """Go the whole way once, on images that come along.
 
-    A spec, a trained network, a proved ONNX file, and what it sees. Takes some minutes on two cores. A demo that was cut off goes on where it was.
+    A spec, a trained network, a proved ONNX file, and what it sees. Takes some minutes on two cores. A demo that was
+    cut off goes on where it was.
 
-    \b
     crate-dsl demo
     """
     from crate_dsl.demo import demo as tell

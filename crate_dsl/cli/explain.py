@@ -21,7 +21,6 @@ def explain(
 
     What it means, an example, and what would work. Without a code, every code is listed.
 
-    \b
     crate-dsl explain E0304
     """
     known = codes()

@@ -32,7 +32,6 @@ def export(
     The proof: onnxruntime computes what torch computes, also at weights and sizes that the file was not made with. A
     file that fails it is not written (exit code 3).
 
-    \b
     crate-dsl export runs/first --out first.onnx
     crate-dsl export specs/crate.crate@tiny --out untrained.onnx
     """

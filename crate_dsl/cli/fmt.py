@@ -24,7 +24,6 @@ def fmt(
 
     A file with a mistake is left as it is.
 
-    \b
     crate-dsl fmt specs/*.crate
     crate-dsl fmt specs/*.crate --check
     """

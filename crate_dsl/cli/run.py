@@ -45,16 +45,18 @@ def run(
 ) -> None:
     """Run an exported file on pictures or arrays.
 
-    Pictures become numbers as they did in training: the file says how. Arrays of whole numbers from 0 to 255 (uint8) are
-    pictures too; other arrays are given to the network as they are. An .npz file has an array for each input.
+    Pictures become numbers as they did in training: the file says how. Arrays of whole numbers from 0 to 255
+    (uint8) are pictures too; other arrays are given to the network as they are. An .npz file has an array for each
+    input.
 
-    \b
     crate-dsl run first.onnx picture.png
     crate-dsl run first.onnx pictures/ --top 1 --format json
     crate-dsl run first.onnx --data mnist5k
     """
     if bool(inputs) == (data is not None):
         raise UserError("give pictures or arrays, or a source of images by --data", exit_code=2)
+    if out is not None and out.suffix != ".npz":
+        raise UserError(f"`{out}` does not end with .npz", exit_code=2)
     from crate_dsl import answers
 
     session = answers.open_session(model, provider, seed)

@@ -53,9 +53,9 @@ def show(
 ) -> None:
     """Show what a spec computes, or draw it.
 
-    The table has its steps with types, token layouts, parameters and operations. An exported file gives its spec back, unless a format or a stage is asked for.
+    The table has its steps with types, token layouts, parameters and operations. An exported file gives its spec
+    back, unless a format or a stage is asked for.
 
-    \b
     crate-dsl show specs/crate.crate@tiny
     crate-dsl show specs/crate.crate@tiny --formulas
     crate-dsl show specs/vit.crate --format svg -o vit.svg

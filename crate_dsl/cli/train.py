@@ -67,17 +67,17 @@ def train(
 ) -> None:
     """Train a spec's network on images.
 
-    The recipe is that of its train block; each entry can be overridden. The run's folder holds the spec, metrics.csv, the best weights, and all that it needs to go on or to be exported.
+    The recipe is that of its train block; each entry can be overridden. The run's folder holds the spec,
+    metrics.csv, the best weights, and all that it needs to go on or to be exported.
 
-    \b
     crate-dsl train specs/crate.crate@fashion --data mnist5k --out runs/first
     crate-dsl train specs/crate.crate@fashion --data digits --out runs/2 --lr 1e-3
     crate-dsl train --resume --out runs/first
     """
     entries = {
-        "epochs": epochs, "batch": batch, "optimizer": optimizer, "lr": lr, "weight_decay": weight_decay, "betas": betas,
-        "eps": eps, "momentum": momentum, "nesterov": nesterov, "schedule": schedule, "warmup": warmup, "floor": floor,
-        "clip": clip, "patience": patience,
+        "epochs": epochs, "batch": batch, "optimizer": optimizer, "lr": lr, "weight_decay": weight_decay,
+        "betas": betas, "eps": eps, "momentum": momentum, "nesterov": nesterov, "schedule": schedule,
+        "warmup": warmup, "floor": floor, "clip": clip, "patience": patience,
     }  # fmt: skip
     recipe = {name: text for name, text in entries.items() if text is not None}
     if target is None or data is None:

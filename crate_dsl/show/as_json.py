@@ -11,9 +11,9 @@ from crate_dsl.show.steps import edges_of, steps_of
 def as_data(graph: ModelGraph) -> dict[str, Any]:
     """A graph as JSON takes it.
 
-    `parameters` are trained numbers, `flops` operations for one sample at inference, 2 for each multiply-add; both add up
-    over the nodes. `inverse` is the step that undoes a node's, or why there is none. Edges begin at inputs and end at
-    outputs.
+    `parameters` are trained numbers, `flops` operations for one sample at inference, 2 for each multiply-add; both
+    add up over the nodes. `inverse` is the step that undoes a node's, or why there is none. Edges begin at inputs and
+    end at outputs.
     """
     return {
         "model": graph.model,

@@ -12,7 +12,7 @@ _HARD_SPACE = "\N{NO-BREAK SPACE}"
 
 
 def columns(rows: Iterable[Sequence[str]], align: str, most: Sequence[int] = ()) -> list[str]:
-    """The text of each row, its cells under those of the others.
+    r"""The text of each row, its cells under those of the others.
 
     Where a cell is wider than its column may be, the row goes on in a further line.
 
@@ -24,7 +24,7 @@ def columns(rows: Iterable[Sequence[str]], align: str, most: Sequence[int] = ())
     >>> columns([("a", "1"), ("bbb", "22")], "lr")
     ['a     1', 'bbb  22']
     >>> columns([("a", "1"), ("bbb", "22")], "lr", most=(2, 2))
-    ['a    1', 'bbb\\n    22']
+    ['a    1', 'bbb\n    22']
     """
     rows = [tuple(row) for row in rows]
     widths = [max((len(row[at]) for row in rows), default=0) for at in range(len(align))]

@@ -50,7 +50,10 @@ class Drawing:
 
 
 def drawing(graph: ModelGraph, *, fold: bool = True) -> Drawing:
-    """The boxes and arrows of a graph. Arrows all lead forward: those from one folded layer to the next are left out."""
+    """The boxes and arrows of a graph.
+
+    Arrows all lead forward: those from one folded layer to the next are left out.
+    """
     boxes: list[Box] = []
     starts: dict[str, int] = {}
     ends: dict[str, int] = {}

@@ -48,7 +48,8 @@ def _folded(folds: list[Fold], depth: int) -> list[Fold]:
     """Fold what differs in the part at `depth` or behind it."""
     groups: list[tuple[str, list[Fold]]] = []
     for part, run in groupby(folds, lambda fold: fold.parts[depth] if len(fold.parts) > depth + 1 else ""):
-        groups.append((part, _folded(list(run), depth + 1) if part else list(run)))
+        inside = list(run)
+        groups.append((part, _folded(inside, depth + 1) if part else inside))
     found: list[Fold] = []
     start = 0
     while start < len(groups):

@@ -17,9 +17,9 @@ CORNER = 8
 FILLS = {"compress": "#cfe3fb", "sparsify": "#fde2c4"}
 OTHER_FILL, END_FILL, GROUP_FILL, INK, FAINT = "#f4f4f5", "#e3f3e4", "#8080800f", "#1f2328", "#656d76"
 STYLE = (
-    "text { font: 13px system-ui, sans-serif; fill: %s } .faint { fill: %s; font-size: 11px } "
-    ".title { font-weight: 600 } .line { stroke: %s; fill: none; stroke-width: 1.3 }"
-) % (INK, FAINT, FAINT)
+    f"text {{ font: 13px system-ui, sans-serif; fill: {INK} }} .faint {{ fill: {FAINT}; font-size: 11px }} "
+    f".title {{ font-weight: 600 }} .line {{ stroke: {FAINT}; fill: none; stroke-width: 1.3 }}"
+)
 
 
 @dataclass(slots=True)
@@ -33,7 +33,8 @@ class _Placed:
 def svg(graph: ModelGraph, *, fold: bool = True) -> str:
     """The graph as an SVG document; with `fold`, equal layers of a repeat are one group.
 
-    What only training runs is dashed. A browser shows a step's path, cost and place in the spec when the mouse rests on it.
+    What only training runs is dashed. A browser shows a step's path, cost and place in the spec when the mouse rests
+    on it.
     """
     drawn = drawing(graph, fold=fold)
     placed = _Placed({}, [])

@@ -7,7 +7,7 @@ from crate_dsl.compiler.write_torch import TorchWriter
 
 
 def torch_text(graph: ModelGraph) -> str:
-    """The generated classes: the network's first, then those of its stages and layers, each once; the objective's last."""
+    """The generated classes, each once: the network's, those of its stages and layers, the objective's."""
     writer = TorchWriter(graph)
     written = [writer.network()]
     written += [

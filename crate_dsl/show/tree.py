@@ -9,7 +9,7 @@ from crate_dsl.language.syntax import Identifier, Node, Number, children
 
 
 def outline(node: Node, depth: int = 0) -> Iterator[str]:
-    """A line for each node: its kind, the words and numbers that it holds, where it stands. Names stand with their node."""
+    """A line for each node: its kind, its names, words and numbers, and where it stands."""
     words = "".join(f" {word}" for word in _words(node))
     yield f"{'  ' * depth}{type(node).__name__}{words}  {node.span.line}:{node.span.column}"
     for child in children(node):

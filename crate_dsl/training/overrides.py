@@ -113,7 +113,7 @@ def _read(name: str, text: str) -> Any:
         raise UserError(shown, f"for instance: {_example(name)}")
     report = Report()
     reader = Steps(Recorder(), report).reader(Place(Owner(""), None, Namespace(), dry=True))
-    models = [Recipe, *(form for forms in FORMS.values() for form in forms)]
+    models: list[type[BaseModel]] = [Recipe, *(form for forms in FORMS.values() for form in forms)]
     accepts = next(accepted(model)[name] for model in models if name in model.model_fields)
     try:
         value, _ = reader.value("train", name, accepts, written)

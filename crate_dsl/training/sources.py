@@ -160,7 +160,7 @@ def _idx_array(path: Path, file: IO[bytes] | gzip.GzipFile, axes: int) -> NDArra
 def _npz(text: str, path: Path) -> Data:
     if not path.is_file():
         raise UserError(f"{text}: {path} is not a file")
-    arrays = _npz_arrays(path)
+    arrays = npz_arrays(path)
     images = "x" if "x" in arrays else "images"
     labels = "y" if "y" in arrays else "labels"
     if images not in arrays:
@@ -179,7 +179,8 @@ def _npz(text: str, path: Path) -> Data:
     return assembled(text, train, test, classes)
 
 
-def _npz_arrays(path: Path) -> dict[str, NDArray[Any]]:
+def npz_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an `.npz` file by name. Raises `UserError` where it is not sound, or claims more than there is."""
     try:
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import crate_dsl
-from crate_dsl.cli import COMMANDS, app
+from crate_dsl.cli import COMMANDS
 from tests.cli.conftest import FASHION, Cli
 
 MAIN = [sys.executable, "-c", "from crate_dsl.cli import main; main()"]

@@ -191,7 +191,7 @@ def test_answers_are_saved_as_arrays(cli: Cli, trained: Path, picture: Path, tmp
     assert cli("run", trained / "small.onnx", picture, picture, "--out", out).code == 0
     with np.load(out) as arrays:
         assert arrays["logits"].shape == (2, 10)
-        assert list(arrays["names"]) == [str(picture)] * 2
+        assert list(arrays["input.names"]) == [str(picture)] * 2
     assert cli("run", trained / "small.onnx", picture, "--out", tmp_path / "answers.txt").code == 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from xml.etree import ElementTree
@@ -204,7 +205,7 @@ def test_svg_is_sound_and_no_two_boxes_overlap(
         boxes = root.findall("svg:g/svg:rect", space)
         assert len(boxes) == len(drawing(load(str(target)), fold=not options).boxes)
         tops = [float(box.attrib["y"]) for box in boxes]
-        assert all(b - a > float(boxes[0].attrib["height"]) for a, b in zip(tops, tops[1:], strict=False))
+        assert all(b - a > float(boxes[0].attrib["height"]) for a, b in itertools.pairwise(tops))
         _, _, width, height = map(float, root.attrib["viewBox"].split())
         assert tops[-1] + float(boxes[0].attrib["height"]) < height
         assert all(float(box.attrib["x"]) + float(box.attrib["width"]) < width for box in boxes)

@@ -32,7 +32,9 @@ def test_repeat_is_writing_the_steps_again() -> None:
 
 
 def test_a_block_is_writing_its_body() -> None:
-    block = "block layer_of(dim, ratio = 2) { residual { norm -> linear(ratio * dim) -> gelu -> linear(dim) } }"
+    block = (
+        "block layer_of(dim, ratio = 2) { residual { norm -> linear(ratio * dim) -> gelu -> linear(dim) } }"
+    )
     one = graph_of("y = z -> layer_of(8) -> layer_of(8, ratio = 3)", more=block)
     body = "residual {{ norm -> linear({}) -> gelu -> linear(8) }}"
     two = graph_of(f"y = z -> {body.format(16)} -> {body.format(24)}")
@@ -91,7 +93,9 @@ def test_stages_inside_stages() -> None:
 
 
 def test_a_body_owns_its_stages_and_learns() -> None:
-    text = "stage s = { input a  stage f = linear(8)  b = a -> f -> f  output b -> copy(f) }\n y = z -> s -> s"
+    text = (
+        "stage s = { input a  stage f = linear(8)  b = a -> f -> f  output b -> copy(f) }\n y = z -> s -> s"
+    )
     graph = graph_of(text)
     assert set(graph.slots) == {f"s.{name}.linear.{w}" for name in ("f", "f_2") for w in ("weight", "bias")}
 
@@ -108,7 +112,9 @@ def test_paths_say_owner_layer_step_and_number() -> None:
 
 def test_no_two_steps_have_one_path() -> None:
     block = "block b() { input a  q = a -> norm  output q }"
-    graph = graph_of("stage s = { input a  q_2 = a -> b() -> b()  q = q_2 -> norm  output q }\n y = z -> s", more=block)
+    graph = graph_of(
+        "stage s = { input a  q_2 = a -> b() -> b()  q = q_2 -> norm  output q }\n y = z -> s", more=block
+    )
     paths = [node.path for node in graph.nodes]
     assert len(set(paths)) == len(paths) == 3
 
@@ -125,10 +131,19 @@ def test_nested_repeats() -> None:
 
 @pytest.mark.parametrize(
     ("expression", "value"),
-    [("0.1 * 10", 1), ("384 / 7 * 7", 384), ("2 + 3 * 4 - 1", 13), ("-(-3)", 3), ("1e3 / 1e-3", 10**6), (".5 * 4", 2)],
+    [
+        ("0.1 * 10", 1),
+        ("384 / 7 * 7", 384),
+        ("2 + 3 * 4 - 1", 13),
+        ("-(-3)", 3),
+        ("1e3 / 1e-3", 10**6),
+        (".5 * 4", 2),
+    ],
 )
 def test_numbers_are_exact(expression: str, value: int) -> None:
-    graph = elaborated(f"model m(width = {expression}) {{ input z : float[4]  y = z -> linear(width)  output y }}")
+    graph = elaborated(
+        f"model m(width = {expression}) {{ input z : float[4]  y = z -> linear(width)  output y }}"
+    )
     assert graph.settings["width"] == value
 
 
@@ -209,15 +224,14 @@ RECIPES = """model m { variant small { } variant large { }
 
 
 def test_a_variant_may_have_a_recipe_of_its_own() -> None:
-    text = RECIPES.replace("m {", "m(a = 1) {", 1)
+    text = RECIPES
     assert elaborated(text).train == {"epochs": 3}
     assert elaborated(text, "test.crate@small").train == {"epochs": 7, "batch": 2}
     assert elaborated(text, "test.crate@large").train == {"epochs": 3}
 
 
 def test_every_recipe_is_checked() -> None:
-    text = RECIPES.replace("m {", "m(a = 1) {", 1).replace("epochs = 7", "epoch = 7")
-    assert codes(text) == ["W0801", "E0301"] or codes(text) == ["E0301"]
+    assert codes(RECIPES.replace("epochs = 7", "epoch = 7")) == ["E0301"]
 
 
 def test_one_recipe_each_for_variants_that_are_there() -> None:

@@ -57,8 +57,14 @@ def test_every_entry_has_help() -> None:
         ({"batch": "true"}, "`batch` of `train` is a whole number, not true"),
         ({"lr": "-1"}, "`lr` must be above 0, but is -1"),
         ({"lr": "1e999"}, "`lr` is given as `1e999`, which is no value"),
-        ({"optimizer": "adam"}, "`optimizer` of `train` is adamw, lion or sgd, not `adam`\nhelp: did you mean `adamw`?"),
-        ({"optimizer": "lion(rl = 1)"}, "`lion` has no argument `rl`\nhelp: its arguments are lr, weight_decay, betas"),
+        (
+            {"optimizer": "adam"},
+            "`optimizer` of `train` is adamw, lion or sgd, not `adam`\nhelp: did you mean `adamw`?",
+        ),
+        (
+            {"optimizer": "lion(rl = 1)"},
+            "`lion` has no argument `rl`\nhelp: its arguments are lr, weight_decay, betas",
+        ),
         ({"optimizer": "lion(1, 2, 3, 4)"}, "`betas` of `lion` is a list, not 3"),
         ({"optimizer": "5"}, "`optimizer` of `train` is adamw, lion or sgd, not 5"),
         ({"momentum": "0.5"}, "`optimizer` is adamw, which has no `momentum`"),

@@ -6,7 +6,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crate_dsl.compiler.modules import StepModule
-from crate_dsl.compiler.operators import Port
 from crate_dsl.compiler.steps.norm.module import normalise
 
 
@@ -31,18 +30,18 @@ class Compress(StepModule):
             op.norm, z_bnd, getattr(self, "norm_weight", None), getattr(self, "norm_bias", None)
         )
         # U_k^T X for every subspace at once; tokens are rows here.
-        w_bknp = F.linear(x_bnd, self.subspaces).unflatten(-1, (op.subspaces, op.rank)).transpose(1, 2)
-        query_bknp = w_bknp
-        if op.scale is not None and not isinstance(op.scale, float):
-            factor = self.scalar("scale", scale)
-            query_bknp = w_bknp * (factor.unsqueeze(-1) if isinstance(op.scale, Port) else factor)
+        w_bnm = F.linear(x_bnd, self.subspaces)
+        # A softmax scale that is a number is left to the kernel; one that is a tensor multiplies the queries.
+        fixed = op.scale is None or isinstance(op.scale, float)
+        query_bnm = w_bnm if fixed else w_bnm * self.scalar("scale", scale)
+        w_bknp = self._heads(w_bnm)
         heads_bknp = F.scaled_dot_product_attention(
-            query_bknp,
+            w_bknp if fixed else self._heads(query_bnm),
             w_bknp,
             w_bknp,
             attn_mask=None if mask is None else mask[:, None, None, :],
             is_causal=op.mask == "causal",
-            scale=1.0 if query_bknp is not w_bknp else op.softmax_scale,
+            scale=op.softmax_scale if fixed else 1.0,
         )
         heads_bnm = heads_bknp.transpose(1, 2).flatten(-2)
         if op.gradient == "softmax":
@@ -58,3 +57,7 @@ class Compress(StepModule):
         )
         out_bnd = F.dropout(out_bnd, op.dropout, self.training)
         return z_bnd + (out_bnd if op.step is None else self.scalar("step", step) * out_bnd)
+
+    def _heads(self, w_bnm: Tensor) -> Tensor:
+        """(B, N, K p) -> (B, K, N, p)."""
+        return w_bnm.unflatten(-1, (self.operator.subspaces, self.operator.rank)).transpose(1, 2)

@@ -30,9 +30,9 @@ class Compress(Operator):
     normalised tokens, with an output map of its own (`out = free`) or the bases themselves (`out = tied`).
     `gradient = softmax` is the derived step of eq. 33, with its (1 - κα) factor, taken at the normalised tokens.
 
-    What is left out follows from `gradient`. Attention: `out = free` with a bias, the softmax scale s = rank^(-1/2), κ = 1.
-    Softmax: `out = tied`, s = 1, and for `step` κ half of 1/α, where α = rank / (N eps²) for N tokens. A tied map has no
-    bias.
+    What is left out follows from `gradient`. Attention: `out = free` with a bias, the softmax scale
+    s = rank^(-1/2), κ = 1. Softmax: `out = tied`, s = 1, and for `step` κ half of 1/α, where α = rank / (N eps²)
+    for N tokens. A tied map has no bias.
     """
 
     word: ClassVar[str] = "compress"
