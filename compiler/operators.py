@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from math import sqrt
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
 from crate_dsl.compiler.types import TensorType
 
@@ -66,7 +66,7 @@ class Tokens:
 
 
 #: A number, a fresh learned number, a `learn` of the spec, or a tensor.
-Scalar = float | Learned | Weight | Port
+Scalar = float | InstanceOf[Learned] | InstanceOf[Weight] | InstanceOf[Port]
 #: The same, where a number must be above zero; what is learned or computed is not checked.
 PositiveScalar = Positive | Learned | Weight | Port
 #: The same, where a number must be at least zero.

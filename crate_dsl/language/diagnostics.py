@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, InstanceOf
 
 from crate_dsl.language.source import Span
 
@@ -22,7 +22,7 @@ class Label(BaseModel):
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, defer_build=True)
 
-    span: Span
+    span: InstanceOf[Span]
     text: str = ""
 
 

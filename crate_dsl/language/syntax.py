@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, InstanceOf
 
 from crate_dsl.language.source import Span
 
@@ -20,7 +20,7 @@ class Node(BaseModel):
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, extra="forbid", defer_build=True)
 
-    span: Span
+    span: InstanceOf[Span]
 
 
 class Identifier(Node):
