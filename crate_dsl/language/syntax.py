@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, InstanceOf
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, InstanceOf
+from pydantic_core.core_schema import CoreSchema, is_instance_schema
 
 from crate_dsl.language.source import Span
 
@@ -21,6 +22,22 @@ class Node(BaseModel):
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, extra="forbid", defer_build=True)
 
     span: InstanceOf[Span]
+
+    _outermost: ClassVar[bool] = True
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: type, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """A node's children are held to be nodes of their kind, and not validated again: a tree is built bottom-up.
+
+        So no schema contains another one, which is most of what pydantic would do when a spec is first read.
+        """
+        if not Node._outermost:
+            return is_instance_schema(cls)
+        Node._outermost = False
+        try:
+            return handler(source)
+        finally:
+            Node._outermost = True
 
 
 class Identifier(Node):
