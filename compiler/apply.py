@@ -157,7 +157,7 @@ class Steps(Expressions):
         if place.blocks and self.model_names.find(name):
             message = f"a block does not see the model's `{name}`, only other blocks"
             return self.error("E0205", step.name.span, message, place=place)
-        if place.names.lacks_names:
+        if place.names.doubts(name):
             return POISON
         near = did_you_mean(name, self._known_steps(place))
         help = [f"did you mean `{near}`?"] if near else []
@@ -249,6 +249,10 @@ class Steps(Expressions):
             names=Namespace(meaning.names),
             blocks=(name, *place.blocks),
         )
+        if is_broken(block.body):  # what its arguments are, nobody can tell
+            inner.names.doubtful |= {parameter.name.text for parameter in block.parameters}
+            self.body(block.body, POISON, {}, replace(inner, dry=True), step.name.span)
+            return POISON
         named = self._block_arguments(block, step, place, inner)
         if isinstance(block.body, syntax.Chain):
             result = self.run(block.body.steps, value, inner)
@@ -345,6 +349,8 @@ class Steps(Expressions):
 
     def apply_stage(self, stage: StageMeaning, step: syntax.Step, value: Meaning, place: Place) -> Meaning:
         """A stage's weights are its own: the first use makes them, every further one shares them."""
+        if is_broken(stage.body):
+            return POISON
         named = self.stage_inputs(stage, step, place)
         self.no_body(step, place)
         return self.use_stage(stage, value, named, step.name.span, place)
@@ -450,6 +456,12 @@ def _tensors(value: Meaning, named: Mapping[str, Handed]) -> list[Tensor]:
     """What goes into a body, the piped value first."""
     meanings = (value, *(handed.meaning for handed in named.values()))
     return [meaning for meaning in meanings if isinstance(meaning, Tensor)]
+
+
+def is_broken(body: Body) -> bool:
+    """Whether a graph has a statement that could not be read."""
+    statements = () if isinstance(body, syntax.Chain) else body.statements
+    return any(isinstance(statement, syntax.Broken) for statement in statements)
 
 
 def graph_inputs(body: Body) -> list[str]:

@@ -127,9 +127,6 @@ class ModelElaborator(Statements):
             if not isinstance(value, Tensor):
                 message = f"an output is a tensor, and `{name}` is {self.describe(value)}"
                 self.error("E0405", written.span, message)
-            elif name in self.inputs:
-                message = f"`{name}` is an input, and goes out as it came in"
-                self.error("E0606", written.span, message, also=[(self.inputs[name].span, "the input")])
             elif name in self.outputs:
                 message = f"there are two outputs called `{name}`"
                 self.error("E0517", written.span, message, also=[(self._output_spans[name], "the first")])

@@ -138,6 +138,8 @@ class Expressions:
         if text == "layer":
             return self._no_layer(span, place)
         hidden = place.names.hidden(text)
+        if place.names.doubts(text) or (hidden is not None and isinstance(hidden.meaning, Poison)):
+            return POISON
         if hidden is not None:
             message = f"`{text}` is not seen inside this body: it must be handed over"
             help = f"declare `input {text}` in the body, and pass `{text} = {text}` where it is used"
@@ -154,8 +156,6 @@ class Expressions:
                 f"a loss compares values: `{text}(…)`" if loss else f"pipe a value into it: `value -> {text}`"
             )
             return self.error("E0211", span, message, help, place=place)
-        if place.names.lacks_names:
-            return POISON
         near = did_you_mean(text, [d.name for d in place.names.visible()])
         help_lines = [f"did you mean `{near}`?"] if near else []
         return self.error("E0201", span, f"unknown name `{text}`", *help_lines, place=place)

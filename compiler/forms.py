@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any, ClassVar
 
 from crate_dsl.compiler import reserved
-from crate_dsl.compiler.apply import Steps
+from crate_dsl.compiler.apply import Steps, is_broken
 from crate_dsl.compiler.arguments import report_unknown
 from crate_dsl.compiler.expressions import make
 from crate_dsl.compiler.meanings import (
@@ -181,6 +181,8 @@ class Forms(Steps):
     def _use_derived(
         self, stage: StageMeaning, step: syntax.Step, value: Meaning, place: Place, frozen: bool = False
     ) -> Meaning:
+        if is_broken(stage.body):
+            return POISON
         handed = replace_arguments(step, (step.arguments or ())[1:])
         named = self.stage_inputs(stage, handed, place)
         return self.use_stage(stage, value, named, step.name.span, place, frozen)

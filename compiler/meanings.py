@@ -14,6 +14,7 @@ from crate_dsl.compiler.types import Dim, TensorType
 from crate_dsl.language import syntax
 from crate_dsl.language.source import Span
 
+_WORD = re.compile(r"[A-Za-z_]\w*")
 _COMMENT = re.compile(r"#[^\r\n]*")
 #: A name that is neither part of a number nor the beginning of a call or of an item.
 _NAME = re.compile(r"(?<![\w.])[A-Za-z_]\w*(?!\s*[(\[=])")
@@ -25,6 +26,11 @@ Plain = Fraction | bool | str | Dim | tuple  # type: ignore[type-arg]
 def one_line(text: str) -> str:
     """A stretch of a spec on one line, without its comments."""
     return " ".join(_COMMENT.sub("", text).split())
+
+
+def words(text: str) -> set[str]:
+    """The words of a stretch of a spec."""
+    return set(_WORD.findall(one_line(text)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +121,16 @@ class Definition:
 class Namespace:
     """Names in scope. A chain body sees all names around it; a graph body only the roles in `sees`.
 
-    `later` are names that are defined further down: using one early is a mistake of its own. A namespace is
-    `incomplete` where something that would have defined names could not be read: what is unknown then is no mistake.
+    `later` are names that are defined further down: using one early is a mistake of its own. Words of statements
+    that could not be read are `doubtful`, and a namespace that lacks whole files is `incomplete`: where such a name is
+    unknown, that is no second mistake.
     """
 
     parent: Namespace | None = None
     sees: frozenset[Role] | None = None
     own: dict[str, Definition] = field(default_factory=dict)
     later: dict[str, Span] = field(default_factory=dict)
+    doubtful: set[str] = field(default_factory=set)
     incomplete: bool = False
 
     def define(self, name: str, role: Role, meaning: Meaning, span: Span | None) -> Definition:
@@ -159,10 +167,10 @@ class Namespace:
 
         return _NAME.sub(value, one_line(text))
 
-    @property
-    def lacks_names(self) -> bool:
-        """Whether this or a namespace around it is incomplete."""
-        return self.incomplete or (self.parent is not None and self.parent.lacks_names)
+    def doubts(self, name: str) -> bool:
+        """Whether a name that is not known may be one that something broken would have defined."""
+        here = self.incomplete or name in self.doubtful
+        return here or (self.parent is not None and self.parent.doubts(name))
 
     def visible(self) -> Iterator[Definition]:
         yield from self.own.values()

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import ClassVar, cast
 
 from crate_dsl.compiler import reserved
+from crate_dsl.compiler.apply import is_broken
 from crate_dsl.compiler.arguments import LARGEST, Broken, accepted
 from crate_dsl.compiler.exact import show_number
 from crate_dsl.compiler.forms import Forms
@@ -24,6 +25,7 @@ from crate_dsl.compiler.meanings import (
     StageMeaning,
     Tensor,
     Tensors,
+    words,
 )
 from crate_dsl.compiler.operators import Constant as ConstantInitial
 from crate_dsl.compiler.operators import Form, Initial, Normal, Slot
@@ -85,6 +87,7 @@ class Statements(Forms):
             case syntax.Binding():
                 self.binding(statement, place)
             case syntax.Broken():
+                place.names.doubtful |= words(statement.span.text)
                 for name in statement.names:
                     if place.names.find(name.text) is None:
                         place.names.define(name.text, "binding", POISON, name.span)
@@ -269,7 +272,7 @@ class Statements(Forms):
         inputs = [s for s in body.statements if isinstance(s, syntax.Input)]
         outputs: list[syntax.Expression] = []
         results: list[Meaning] = []
-        whole = not any(isinstance(s, syntax.Broken) for s in body.statements)
+        whole = not is_broken(body)
         place.names.later.update(definitions(body.statements))
         for statement in body.statements:
             if isinstance(statement, syntax.Input):

@@ -15,6 +15,8 @@ from crate_dsl.language.source import Span
 
 #: Mistakes of one file that are shown before the rest is only counted.
 SHOWN = 50
+#: Characters of a line that an excerpt shows: of a longer one, a window around the place.
+LONGEST_LINE = 200
 
 
 class Label(BaseModel):
@@ -165,19 +167,23 @@ def render(diagnostic: Diagnostic) -> str:
 def _excerpt(labels: list[Label], width: int, main: Label | None) -> Iterator[str]:
     """The lines of one file that labels point at, in the file's order, `^` under the mistake and `-` under the rest."""
     margin = " " * width
-    previous: int | None = None
+    previous: tuple[int, int] | None = None
     for label in sorted(labels, key=lambda item: item.span.start):
         line, column = label.span.line, label.span.column
         text = label.span.source.line(line)
-        if line != previous:
-            if previous is not None and line > previous + 1:
+        first = max(0, column - 1 - LONGEST_LINE // 2) if len(text) > LONGEST_LINE else 0
+        shown = text[first : first + LONGEST_LINE]
+        if previous is None or (line, first) != previous:
+            if previous is not None and line > previous[0] + 1:
                 yield f"{margin} …"
-            yield f"{line:>{width}} | {text.expandtabs(4)}".rstrip()
-            previous = line
-        before = text[: column - 1].expandtabs(4)
-        marked = text[column - 1 : column - 1 + max(1, label.span.end - label.span.start)].expandtabs(4)
+            excerpt = f"{'…' if first else ''}{shown}{'…' if first + LONGEST_LINE < len(text) else ''}"
+            yield f"{line:>{width}} | {excerpt.expandtabs(4)}".rstrip()
+            previous = line, first
+        before = ("…" if first else "") + shown[: column - 1 - first]
+        length = max(1, label.span.end - label.span.start)
+        marked = shown[column - 1 - first :][:length].expandtabs(4)
         mark = ("^" if label is main else "-") * max(1, len(marked))
-        yield f"{margin} | {' ' * len(before)}{mark} {label.text}".rstrip()
+        yield f"{margin} | {' ' * len(before.expandtabs(4))}{mark} {label.text}".rstrip()
 
 
 def render_all(diagnostics: Iterable[Diagnostic]) -> str:

@@ -43,7 +43,9 @@ def test_a_block_is_writing_its_body() -> None:
 
 
 def test_a_block_with_a_graph_has_fresh_weights_at_every_use() -> None:
-    body = "input a  learn gate : float[w] = zeros  stage f = linear(w)  q = a -> norm -> f  output a + gate * q"
+    body = (
+        "input a  learn gate : float[w] = zeros  stage f = linear(w)  q = a -> norm -> f  output a + gate * q"
+    )
     block = f"block gated(w) {{ {body} }}"
     graph = graph_of("y = z -> gated(8) -> gated(8)", more=block)
     assert graph.parameters == 2 * (8 + (8 * 8 + 8) + 2 * 8)

@@ -145,7 +145,18 @@ WHOLE = {
         ["E0603"],
         model("y = z -> norm", "").replace("output y", "output y objective 3"),
     ),
-    "an input as output": (["E0606"], "model m { input z : float[4]  output z }"),
+    "a broken input of a body": (
+        ["E0101"],
+        model(
+            "stage s = { input b  , kept : bool[m]  output b -> compress(2, 4, mask = kept) }\n"
+            " y = z -> s(kept = z)",
+            "",
+        ),
+    ),
+    "a broken binding that a body reads": (
+        ["E0101"],
+        model("x = = z -> norm\n y = z -> repeat(2) { input b  output b -> x }", ""),
+    ),
     "no output": (["E0601"], "model m { input z : float[4]  y = z -> norm }"),
     "no output, as far as can be read": (
         ["E0101"],
@@ -271,7 +282,22 @@ model small(dim = 8, depth = 2, widths = [8, 8], flag = true) {
 """
 TOKENS = re.findall(r"[A-Za-z_]\w*|\d+(?:\.\d+)?(?:e-?\d+)?|->|<=|\S|\s+", RICH)
 WORDS = [position for position, token in enumerate(TOKENS) if not token.isspace()]
-NUMBERS = ["0", "1", "7", "0.5", "1e9", "1e300", "-1", "200001", "z", "layer", "learn(1)", "[1,2]", "'a'", "key.a"]
+NUMBERS = [
+    "0",
+    "1",
+    "7",
+    "0.5",
+    "1e9",
+    "1e300",
+    "-1",
+    "200001",
+    "z",
+    "layer",
+    "learn(1)",
+    "[1,2]",
+    "'a'",
+    "key.a",
+]
 
 
 def test_the_text_that_is_mutated_is_sound() -> None:
