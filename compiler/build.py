@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -25,7 +26,11 @@ def build(graph: ModelGraph, seed: int = 0) -> Network:
     >>> net = crate_dsl.build(crate_dsl.load("specs/crate.crate@fashion"))
     >>> net(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
+
+    Raises:
+        UserError: the weights alone are larger than this machine's memory.
     """
+    _check_memory(graph)
     writer = TorchWriter(graph)
     net = _instance(writer.network())
     assert isinstance(net, Network)
@@ -91,6 +96,17 @@ class Objective(ObjectiveBase):
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """The objective of a batch: shape ()."""
         raise NotImplementedError("the generated class has the forward")
+
+
+def _check_memory(graph: ModelGraph) -> None:
+    """Refuse weights that this machine cannot hold, before any is made."""
+    needed = 4 * (graph.parameters + graph.frozen_parameters)
+    have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
+    if have is not None and needed > have:
+        sizes = f"{needed / 2**30:,.0f} GiB, and this machine has {have / 2**30:,.0f}"
+        raise UserError(
+            f"the weights of `{graph.model}` take {sizes}", "smaller dimensions, or a larger machine"
+        )
 
 
 def _instance(written: Written) -> Any:

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from crate_dsl.compiler import not_yet
-from crate_dsl.compiler.arguments import Broken, accepted
+from crate_dsl.compiler.accepts import accepted
+from crate_dsl.compiler.arguments import Broken
 from crate_dsl.compiler.draws import Draw
 from crate_dsl.compiler.graph import Entry, ModelGraph, Node, Value
 from crate_dsl.compiler.meanings import POISON, Constant, Namespace, Poison, Tensor, one_line

@@ -8,8 +8,9 @@ from fractions import Fraction
 from typing import ClassVar, cast
 
 from crate_dsl.compiler import reserved
+from crate_dsl.compiler.accepts import accepted
 from crate_dsl.compiler.apply import is_broken
-from crate_dsl.compiler.arguments import LARGEST, Broken, accepted
+from crate_dsl.compiler.arguments import LARGEST, Broken
 from crate_dsl.compiler.exact import show_number
 from crate_dsl.compiler.forms import Forms
 from crate_dsl.compiler.meanings import (

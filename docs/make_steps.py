@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from crate_dsl.compiler import not_yet
-from crate_dsl.compiler.arguments import Accepts, accepted, required
+from crate_dsl.compiler.accepts import Accepts, accepted, required
 from crate_dsl.compiler.draws import DRAWS
 from crate_dsl.compiler.operators import Form, Mistake, Operator, Tokens, Typing, Weight
 from crate_dsl.compiler.recipe import FORMS, Recipe, written

@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from crate_dsl.compiler.accepts import accepted
 from crate_dsl.compiler.apply import Steps
-from crate_dsl.compiler.arguments import Broken, accepted
+from crate_dsl.compiler.arguments import Broken
 from crate_dsl.compiler.meanings import Namespace
 from crate_dsl.compiler.operators import Form
 from crate_dsl.compiler.recipe import FORMS, Recipe, entries, written

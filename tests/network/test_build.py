@@ -354,3 +354,8 @@ def test_the_objective_trains_distributed(tmp_path: Path) -> None:
     for name, gradient in torch.load(results, weights_only=True).items():
         whole = objective.net.get_parameter(name).grad
         assert whole is not None and (whole - gradient).abs().max() < SINGLE, name
+
+
+def test_weights_larger_than_the_machine_are_refused() -> None:
+    with pytest.raises(UserError, match="and this machine has"):
+        network(TINY.replace("dim = 12", "dim = 12_000_000".replace("_", "")))

@@ -46,7 +46,9 @@ class Step:
         outputs = [f"y{i}" for i in range(len(results))]
         node = helper.make_node(self.operator.word, list(given), outputs, domain=DOMAIN)
         graph_inputs = [
-            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.numpy().dtype), list(value.shape))
+            helper.make_tensor_value_info(
+                name, helper.np_dtype_to_tensor_dtype(value.numpy().dtype), list(value.shape)
+            )
             for name, value in given.items()
         ]
         kinds = {

@@ -148,7 +148,9 @@ def test_a_causal_prefix_is_the_prefix() -> None:
 def test_one_token_attends_to_itself() -> None:
     item = step(VARIANTS["published"], floats(1, D))
     z = torch.randn(3, 1, D)
-    x = normalised(item, z.double(), {n: v.detach().double() for n, v in item.module.named_parameters()}).float()
+    x = normalised(
+        item, z.double(), {n: v.detach().double() for n, v in item.module.named_parameters()}
+    ).float()
     wanted = z + (x @ item.module.subspaces.T) @ item.module.out_weight.T + item.module.out_bias
     assert (item.module(z) - wanted).abs().max() < SINGLE
 

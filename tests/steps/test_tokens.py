@@ -201,7 +201,9 @@ def test_mistakes(code: str, operator: Operator, given: TensorType) -> None:
 def test_an_unknown_segment_names_those_there_are() -> None:
     with pytest.raises(Mistake) as found:
         Select(tokens=Tokens("class_tokn")).infer(typed(segment("class_token", 1), PATCHES))
-    assert found.value.message == "there are no tokens called `class_tokn` here, only `class_token`, `patches`"
+    assert (
+        found.value.message == "there are no tokens called `class_tokn` here, only `class_token`, `patches`"
+    )
     assert found.value.help == ("did you mean `class_token`?",)
 
 

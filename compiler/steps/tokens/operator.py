@@ -130,9 +130,7 @@ class Keep(Operator):
 
     word: ClassVar[str] = "keep"
     formula: ClassVar[str] = r"(z_i)_{i \in S}"
-    source: ClassVar[str] = (
-        "the latent tokens kept by an encoder: Yu et al. 2024 (TiTok), arXiv 2406.07550"
-    )
+    source: ClassVar[str] = "the latent tokens kept by an encoder: Yu et al. 2024 (TiTok), arXiv 2406.07550"
 
     tokens: Tokens
 
