@@ -203,6 +203,13 @@ class NoInverse:
     reason: str
 
 
+#: Who writes an operator, and so which faces it has. `language`: users, as a step of a pipeline. `expression`: users,
+#: as arithmetic; it has no `module.py`, since generated code holds it as plain Python. `objective`: users, as a loss.
+#: `training`: users, a random step while training. `lowered`: the compiler alone. Losses and random steps are never
+#: exported, and have no `onnx.py`.
+OperatorKind = Literal["language", "expression", "objective", "training", "lowered"]
+
+
 class Operator(BaseModel):
     """A step as declared: its fields are its arguments, in positional order, and its docstring is its documentation."""
 
@@ -210,10 +217,7 @@ class Operator(BaseModel):
 
     #: How the language spells it.
     word: ClassVar[str]
-    #: `language`: users write it. `expression`: made from arithmetic. `objective`: a loss. `training`: random,
-    #: only while training. `lowered`: only the compiler makes it. Only `language`, `expression` and `lowered`
-    #: have an `onnx.py` face.
-    kind: ClassVar[Literal["language", "expression", "objective", "training", "lowered"]] = "language"
+    kind: ClassVar[OperatorKind] = "language"
     #: LaTeX, with ``source`` naming the paper and equation.
     formula: ClassVar[str] = ""
     source: ClassVar[str] = ""

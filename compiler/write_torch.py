@@ -203,9 +203,9 @@ class TorchWriter:
         body.lines.append(f"{target} = {text}  # {self.graph.type_of(item.results[0])}")
 
     def _loop(self, body: _Body, item: Loop, position: int) -> None:
-        for layer in item.layers:
-            self.scope(layer)
-        written = self.scope(item.layers[0])
+        written, *others = [self.scope(layer) for layer in item.layers]
+        # Layers are one text read again: a name means the same thing in each.
+        assert all(other.captures == written.captures for other in others)
         container = item.layers[0].rpartition(".")[0]
         start = self._name(body, item.argument)
         captured = [self._captured(body, capture) for capture in written.captures]

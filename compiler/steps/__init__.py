@@ -33,7 +33,7 @@ def operators() -> dict[str, type[Operator]]:
 
 
 def torch_face(operator: type[Operator]) -> Any:
-    """The `StepModule` (or, for expressions, the function) that is this operator in torch: same name, `module.py`."""
+    """The `StepModule` that is this operator in torch: of the same name, in `module.py`. Expressions have none."""
     return getattr(import_module(f"{operator.family()}.module"), operator.__name__)
 
 

@@ -6,9 +6,18 @@ They have no `module.py`: generated code holds them as plain Python, which `pyth
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from crate_dsl.compiler.operators import Mistake, NoInverse, Operator, Port, Typing, Weight, ports
+from crate_dsl.compiler.operators import (
+    Mistake,
+    NoInverse,
+    Operator,
+    OperatorKind,
+    Port,
+    Typing,
+    Weight,
+    ports,
+)
 from crate_dsl.compiler.types import TensorType, floats
 
 #: An operand: a value of the network (with a batch axis in front), a learned tensor (without), or a number.
@@ -56,7 +65,7 @@ def _need_floats(sign: str, **operands: Operand) -> None:
 class _Binary(Operator):
     """An operation on two operands whose shapes are equal, or one of which has a shape that ends the other's."""
 
-    kind: ClassVar[Literal["language", "expression", "objective", "training", "lowered"]] = "expression"
+    kind: ClassVar[OperatorKind] = "expression"
     sign: ClassVar[str]
 
     left: Operand
@@ -138,7 +147,7 @@ class Negative(Operator):
     """The negative."""
 
     word: ClassVar[str] = "negative"
-    kind: ClassVar[Literal["language", "expression", "objective", "training", "lowered"]] = "expression"
+    kind: ClassVar[OperatorKind] = "expression"
     formula: ClassVar[str] = "-x"
 
     value: Port | Weight
@@ -160,7 +169,7 @@ class Item(Operator):
     """One item of the first axis: `steps[1]`. Items are counted from 0."""
 
     word: ClassVar[str] = "item"
-    kind: ClassVar[Literal["language", "expression", "objective", "training", "lowered"]] = "expression"
+    kind: ClassVar[OperatorKind] = "expression"
     formula: ClassVar[str] = "x_i"
 
     value: Port | Weight

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from crate_dsl.compiler.operators import Fraction01, Mistake, Operator, Port, Typing
+from crate_dsl.compiler.operators import Fraction01, Mistake, Operator, OperatorKind, Port, Typing
 from crate_dsl.compiler.types import TensorType, floats
 
 
@@ -15,7 +15,7 @@ class CrossEntropy(Operator):
     """
 
     word: ClassVar[str] = "cross_entropy"
-    kind: ClassVar[Literal["objective"]] = "objective"
+    kind: ClassVar[OperatorKind] = "objective"
     formula: ClassVar[str] = (
         r"-\tfrac{1}{B} \sum_b \sum_c q_{bc} \log \operatorname{softmax}(x_b)_c,\quad "
         r"q_{bc} = (1 - \epsilon)\,[c = y_b] + \epsilon / C"
@@ -62,7 +62,7 @@ class Mse(Operator):
     """The mean squared difference between two tensors, over samples and entries."""
 
     word: ClassVar[str] = "mse"
-    kind: ClassVar[Literal["objective"]] = "objective"
+    kind: ClassVar[OperatorKind] = "objective"
     formula: ClassVar[str] = r"\tfrac{1}{BM} \sum_b \lVert y_b - t_b \rVert_2^2"
     source: ClassVar[str] = "reconstruction of patches: He et al. 2022 (MAE), arXiv 2111.06377, section 3"
 
