@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import traceback
 from pathlib import Path
@@ -341,7 +342,12 @@ def _train_distributed(rank: int, world: int, store: str, results: str) -> None:
     parallel({name: value[rank::world] for name, value in batch.items()}).backward()
     if rank == 0:
         torch.save({name: p.grad for name, p in objective.net.named_parameters()}, results)
+    # Whoever leaves first must not take the other's connection with it.
+    torch.distributed.barrier()
+    del parallel
     torch.distributed.destroy_process_group()
+    # torch's own threads may still be ending, and an interpreter that is torn down around them aborts now and then.
+    os._exit(0)
 
 
 @pytest.mark.slow
