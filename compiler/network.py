@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import linecache
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from hashlib import sha256
 from typing import Any
@@ -67,7 +67,7 @@ class Network(Generated):
             raise UserError(
                 f"`{name}` is drawn: give it when exporting, so that it is an input of the export"
             )
-        return draw(self.graph.inputs[name], given[0].shape[0], given[0].device, lengths)
+        return draw(self.graph.inputs[name], given, lengths)
 
 
 class ObjectiveBase(Generated):
@@ -80,7 +80,7 @@ class ObjectiveBase(Generated):
         graph = self.net.graph
         entry = graph.inputs.get(name) or graph.targets[name]
         if name not in batch and entry.source is not None:
-            return draw(entry, given[0].shape[0], given[0].device, lengths)
+            return draw(entry, given, lengths)
         return accept(entry, batch.get(name))
 
 
@@ -103,8 +103,18 @@ def accept(entry: Entry, value: Tensor | None) -> Tensor:
     return value
 
 
-def draw(entry: Entry, batch: int, device: torch.device, lengths: Mapping[str, int]) -> Tensor:
-    """A declared draw from torch's own generator; the rules are those of `draws`."""
+def draw(entry: Entry, given: Sequence[Tensor], lengths: Mapping[str, int]) -> Tensor:
+    """A declared draw from torch's own generator; the rules are those of `draws`.
+
+    `given` inputs tell the batch and the device: one sample on the CPU where there is none.
+
+    Raises:
+        UserError: the draw has a length that no given input tells.
+    """
+    batch, device = (given[0].shape[0], given[0].device) if given else (1, torch.device("cpu"))
+    unknown = {dim.symbol.name for dim in entry.type.shape if dim.symbol is not None} - set(lengths)
+    if unknown:
+        raise UserError(f"`{entry.name}` must be given: nothing else tells its length `{min(unknown)}`")
     shape = (batch, *entry.type.sizes(dict(lengths)))
     match entry.source:
         case NormalDraw(std=std):

@@ -111,7 +111,7 @@ class TorchWriter:
             body.lines.append(f'{entry.name} = self.accept("{entry.name}", batch{more})  # {entry.type}')
         self._statements(body, outer)
         body.root, body.path = "self", "objective"
-        self._statements(body, inner)
+        self._statements(body, inner, first=len(outer))
         body.lines.append(f"return {self._name(body, graph.objective)}")
         return self._class("objective", "ObjectiveBase", ["self", "batch"], body.lines, ())
 
@@ -160,9 +160,8 @@ class TorchWriter:
             case Loop(layers=layers, argument=argument):
                 return [argument, *(c for c in self.scope(layers[0]).captures if isinstance(c, Value))]
 
-    def _statements(self, body: _Body, items: Iterable[Call | Apply | Loop]) -> None:
-        start = len(body.lines)
-        for position, item in enumerate(items):
+    def _statements(self, body: _Body, items: Iterable[Call | Apply | Loop], first: int = 0) -> None:
+        for position, item in enumerate(items, first):
             match item:
                 case Call(node=name):
                     self._call(body, self.graph.node(name), position)
@@ -170,11 +169,10 @@ class TorchWriter:
                     self._apply(body, item, position)
                 case Loop():
                     self._loop(body, item, position)
-        assert len(body.lines) >= start
 
     def _call(self, body: _Body, node: Node, position: int) -> None:
         weights = {
-            name: self._weight(body, ref.slot) for name, ref in node.weights.items() if name not in node.slots
+            name: self._module(body, ref.slot) for name, ref in node.weights.items() if name not in node.slots
         }
         ports = {name: self._name(body, value) for name, value in node.ports.items()}
         operator = node.operator
@@ -194,13 +192,17 @@ class TorchWriter:
         arguments = [self._name(body, value) for value in item.arguments]
         captured = [self._captured(body, capture) for capture in written.captures]
         module = self._module(body, item.scope)
-        inside = [path for path in self.graph.slots if path.startswith(f"{item.scope}.")]
-        if item.frozen and not all(path in self.graph.frozen for path in inside):
-            text = f"frozen({', '.join([module, *arguments, *captured])})"
-        else:
-            text = f"{module}({', '.join([*arguments, *captured])})"
+        call = ", ".join([*arguments, *captured])
+        text = f"frozen({module}, {call})" if self._is_shared_frozen(item) else f"{module}({call})"
         target = self._assign(body, item.results[0], self._hint(body, f"{item.owner}.step"), position)
         body.lines.append(f"{target} = {text}  # {self.graph.type_of(item.results[0])}")
+
+    def _is_shared_frozen(self, item: Apply) -> bool:
+        """Whether a frozen use shares weights with uses that train them; else the weights themselves are frozen."""
+        if not item.frozen:
+            return False
+        inside = [path for path in self.graph.slots if path.startswith(f"{item.scope}.")]
+        return not all(path in self.graph.frozen for path in inside)
 
     def _loop(self, body: _Body, item: Loop, position: int) -> None:
         written, *others = [self.scope(layer) for layer in item.layers]
@@ -283,9 +285,6 @@ class TorchWriter:
             return f"{body.root}.{path[len(prefix) :]}"
         top, _, rest = path.partition(".")
         return self._top(body, top) + (f".{rest}" if rest else "")
-
-    def _weight(self, body: _Body, slot: str) -> str:
-        return self._module(body, slot)
 
     # -------------------------------------------------------------- classes
 
