@@ -22,6 +22,7 @@ $(SET_UP): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --upgrade -c constraints.txt pip setuptools
 	$(BIN)/python -m pip install --no-build-isolation -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m compileall -q crate_dsl compiler grammars specs # as pip does for what is not editable
 	@touch $@
 
 demo: setup ## a network from its spec to a proved ONNX file, on this machine
