@@ -13,7 +13,7 @@ weights are the first one's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -206,8 +206,3 @@ class ModelGraph:
     def flops(self) -> int:
         """Operations for one sample, 2 per multiply-add, of what is exported."""
         return sum(node.typing.flops for node in self.nodes if node.name in self.exported)
-
-    def consumers(self, value: Value) -> Iterator[str]:
-        for _, consumer, data in self.graph.out_edges(value.node, data=True):
-            if data["value"] == value:
-                yield consumer

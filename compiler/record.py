@@ -108,10 +108,6 @@ class Place:
         """The chain of uses that led to a mistake, innermost first."""
         return tuple(use.label for use in self.uses if not use.evident(span))
 
-    @property
-    def depth(self) -> int:
-        return len(self.uses)
-
 
 class Recorder:
     """Enters nodes, weights and scopes."""

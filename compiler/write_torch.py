@@ -50,16 +50,13 @@ class TorchWriter:
         if path not in self.classes:
             scope = self.graph.scopes[path]
             body = _Body("self", path)
-            self._parameters(body, scope.parameters, scope.names)
+            parameters = [self._safe(name) for name in scope.names]
+            body.names.update(zip(scope.parameters, parameters, strict=True))
             self._uses(body, scope.body, scope.results)
             self._statements(body, scope.body)
             result = self._name(body, scope.results[0])
             captured = [self._capture_name(body, capture) for capture in body.captures]
-            arguments = [
-                "self",
-                *(f"{self._safe(n)}" for n in scope.names[: len(scope.parameters)]),
-                *captured,
-            ]
+            arguments = ["self", *parameters, *captured]
             self.classes[path] = self._class(
                 path, "Scope", arguments, [*body.lines, f"return {result}"], tuple(body.captures)
             )
@@ -223,10 +220,6 @@ class TorchWriter:
         )
 
     # -------------------------------------------------------------- names
-
-    def _parameters(self, body: _Body, parameters: list[Value], names: list[str]) -> None:
-        for value, name in zip(parameters, names, strict=False):
-            body.names[value] = self._safe(name)
 
     def _safe(self, name: str) -> str:
         return f"{name}_" if name in ("self", "layer", "batch", "frozen") else name

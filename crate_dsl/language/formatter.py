@@ -383,13 +383,11 @@ class _Formatter:
         return group(first, *parts)
 
     def joined(self, operator: str, values: Sequence[Expression]) -> Doc:
-        first, *others = values
-        ends = [value.span.end for value in values]
-        doc = self.expression(first)
-        return self.chain(
-            doc,
-            ((operator, value, self.find(operator, end)) for value, end in zip(others, ends, strict=False)),
+        doc = self.expression(values[0])
+        others = (
+            (operator, value, self.find(operator, before.span.end)) for before, value in pairwise(values)
         )
+        return self.chain(doc, others)
 
 
 class _Run(Node):
