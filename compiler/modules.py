@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,6 +24,18 @@ class StepModule(nn.Module):
         self.facts: Any = typing.facts
         for name, slot in typing.slots.items():
             self.register_parameter(name, nn.Parameter(torch.empty(slot.shape)))
+
+    def explain(self, *piped: Tensor, **named: Tensor) -> dict[str, Tensor]:
+        """Every tap that the operator declares and the result as `out`, in the plain formula.
+
+        `forward` may be faster; that both give the same is a law, held by the tests for every step.
+        """
+        return {"out": self(*piped, **named)}
+
+    def weight_of(self, name: str, given: Mapping[str, Tensor]) -> Tensor | None:
+        """A weight: handed over where it is another step's, else the step's own; None where there is none."""
+        found: Tensor | None = given[name] if name in given else getattr(self, name, None)
+        return found
 
     def scalar(self, name: str, given: Tensor | None = None) -> Tensor | float:
         """An argument that may be a number, a learned one (own or borrowed), or a tensor of shape (B,) handed over."""

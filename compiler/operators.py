@@ -196,10 +196,68 @@ class Mistake(Exception):
         self.label = label
 
 
+# ------------------------------------------------------------------ inverses
+
+
+class LearnedInverse(Form):
+    """The order is reversed; the weights are the inverse's own. How well it inverts is measured, not promised."""
+
+    word: ClassVar[str] = "learned"
+
+
+class TiedInverse(Form):
+    """The same weights, to first order: the error falls by four when the steps halve."""
+
+    word: ClassVar[str] = "tied"
+
+
+class FixedPoint(Form):
+    """The step's own map, inverted by so many iterations. It converges where the step's branch is a contraction."""
+
+    word: ClassVar[str] = "fixed_point"
+    iterations: Whole
+
+
+class CertifiedInverse(Form):
+    """A bijection for every input: what breaks that is an error."""
+
+    word: ClassVar[str] = "certified"
+
+
+#: What `inverse(stage, mode = …)` promises.
+Mode = LearnedInverse | TiedInverse | FixedPoint | CertifiedInverse
+
+
+@dataclass(frozen=True, slots=True)
+class Inverse:
+    """The step that undoes another one.
+
+    `shared` are its weights that are the other step's own: {name in this operator: name in the other}.
+    """
+
+    operator: Operator
+    shared: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class NoInverse:
-    """Why a step cannot be undone."""
+    """Why a step cannot be undone, as a sentence about it goes on: `it forgets the mean of the tokens`. `help` says
+    what would have to be written.
+    """
 
+    reason: str
+    help: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """That a step is a bijection whatever its input and (within their constraints) its weights are.
+
+    `stretch` is the Lipschitz constant of its inverse: by how much an error that goes in may have grown when it comes
+    out. `reason` says where it comes from, with numbers.
+    """
+
+    stretch: float
     reason: str
 
 
@@ -221,6 +279,8 @@ class Operator(BaseModel):
     #: LaTeX, with ``source`` naming the paper and equation.
     formula: ClassVar[str] = ""
     source: ClassVar[str] = ""
+    #: The tensors beside its result that a reader of the step asks for; the torch face's `explain` gives them.
+    taps: ClassVar[tuple[str, ...]] = ()
     #: True where the step does nothing once trained (dropout): it may stand in an exported part.
     identity_at_inference: ClassVar[bool] = False
     #: The slot that `transpose(stage)` reads backwards, where the step is a linear map and so has one.
@@ -234,9 +294,13 @@ class Operator(BaseModel):
         """
         raise NotImplementedError
 
-    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
-        """The step that undoes this one where it was applied to `inputs`, or why there is none."""
+    def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
+        """The step that undoes this one where it was applied to `inputs`, as `mode` promises; or why there is none."""
         return NoInverse("it declares no inverse")
+
+    def certificate(self, *inputs: TensorType) -> Certificate | NoInverse:
+        """That `mode = certified` holds where the step is applied to `inputs`; or why it does not."""
+        return NoInverse("nothing certifies that it can be undone for every input")
 
     @classmethod
     def family(cls) -> str:

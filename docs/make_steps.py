@@ -15,7 +15,16 @@ from pydantic.fields import FieldInfo
 from crate_dsl.compiler import not_yet
 from crate_dsl.compiler.accepts import Accepts, accepted, required
 from crate_dsl.compiler.draws import DRAWS
-from crate_dsl.compiler.operators import Form, Mistake, Operator, Tokens, Typing, Weight
+from crate_dsl.compiler.operators import (
+    Form,
+    Inverse,
+    LearnedInverse,
+    Mistake,
+    Operator,
+    Tokens,
+    Typing,
+    Weight,
+)
 from crate_dsl.compiler.recipe import FORMS, Recipe, written
 from crate_dsl.compiler.reserved import FORMS as DERIVED
 from crate_dsl.compiler.steps import operators
@@ -161,9 +170,9 @@ def _example(operator: type[Operator]) -> Iterator[str]:
     text, made, given, typing = example(operator)
     weights = [f"`{name} {list(slot.shape) or '[ ]'}`" for name, slot in typing.slots.items()]
     yield from ("", f"`{given} -> {text}` gives `{typing.output}`. Weights: {', '.join(weights) or 'none'}.")
-    undone = made.inverse(given)
-    if isinstance(undone, Operator):
-        yield f"Undone by `{undone.word}`."
+    undone = made.inverse(LearnedInverse(), given)
+    if isinstance(undone, Inverse):
+        yield f"Undone by `{undone.operator.word}`."
     else:
         yield f"Not undone: {undone.reason}."
 

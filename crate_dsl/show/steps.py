@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 
 from crate_dsl.compiler.graph import ModelGraph, Node
-from crate_dsl.compiler.operators import NoInverse
+from crate_dsl.compiler.operators import LearnedInverse, NoInverse
 from crate_dsl.compiler.types import Layout, TensorType
 from crate_dsl.show.folding import Fold, folded, unfolded
 
@@ -21,6 +21,7 @@ class Step:
     """
 
     node: Node
+    inputs: tuple[TensorType, ...]
     parameters: int
     flops: int
     exported: bool
@@ -44,8 +45,8 @@ class Step:
     @property
     def inverse(self) -> str:
         """The word of the step that undoes it, or why there is none."""
-        inverse = self.node.operator.inverse()
-        return inverse.reason if isinstance(inverse, NoInverse) else type(inverse).word
+        inverse = self.node.operator.inverse(LearnedInverse(), *self.inputs)
+        return inverse.reason if isinstance(inverse, NoInverse) else type(inverse.operator).word
 
     @property
     def line(self) -> int:
@@ -89,7 +90,8 @@ def steps_of(graph: ModelGraph) -> list[Step]:
         new = {ref.slot for ref in node.weights.values()} - counted
         counted |= new
         parameters = sum(prod(graph.slots[slot].shape) for slot in new)
-        found.append(Step(node, parameters, node.typing.flops if exported else 0, exported))
+        inputs = tuple(graph.type_of(value) for value in node.inputs)
+        found.append(Step(node, inputs, parameters, node.typing.flops if exported else 0, exported))
     return found
 
 

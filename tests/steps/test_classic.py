@@ -10,7 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from crate_dsl.compiler.operators import Learned, Mistake, NoInverse, Operator, Port, Weight, linear_initial
+from crate_dsl.compiler.operators import (
+    Inverse,
+    Learned,
+    LearnedInverse,
+    Mistake,
+    NoInverse,
+    Operator,
+    Port,
+    Weight,
+    linear_initial,
+)
 from crate_dsl.compiler.steps.classic.operator import Dropout, Gelu, Linear, Relu, Scale, Silu
 from crate_dsl.compiler.types import Dim, Layout, Segment, Symbol, TensorType, floats
 from tests.steps.harness import Step, step
@@ -91,7 +101,7 @@ def test_elementwise(operator: Operator, tokens: TensorType, batch: int) -> None
     check(item, FORMULAS[operator](z.double()), z)
     assert item.typing.output == tokens
     assert item.typing.flops == (0 if isinstance(operator, Dropout) else tokens.elements)
-    assert isinstance(operator.inverse(), NoInverse) != isinstance(operator, Scale)
+    assert isinstance(operator.inverse(LearnedInverse(), TOKENS), NoInverse) != isinstance(operator, Scale)
 
 
 @pytest.mark.parametrize("operator", FORMULAS, ids=lambda operator: operator.word)
@@ -154,6 +164,6 @@ def test_scale_refuses_other_shapes(factor: Learned | Weight | Port, code: str) 
 
 
 def test_scale_is_undone_by_the_reciprocal() -> None:
-    assert Scale(factor=4.0).inverse() == Scale(factor=0.25)
-    assert isinstance(Scale(factor=0.0).inverse(), NoInverse)
-    assert isinstance(Scale(factor=Learned(1.0)).inverse(), NoInverse)
+    assert Scale(factor=4.0).inverse(LearnedInverse()) == Inverse(Scale(factor=0.25))
+    assert isinstance(Scale(factor=0.0).inverse(LearnedInverse()), NoInverse)
+    assert isinstance(Scale(factor=Learned(1.0)).inverse(LearnedInverse()), NoInverse)

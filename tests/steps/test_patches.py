@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from crate_dsl.compiler.operators import Mistake, NoInverse
+from crate_dsl.compiler.operators import Inverse, LearnedInverse, Mistake, NoInverse
 from crate_dsl.compiler.steps.patches.operator import Patchify, Unpatchify
 from crate_dsl.compiler.types import Dim, Grid, Layout, Segment, Symbol, floats
 from tests.steps.harness import step
@@ -66,9 +66,9 @@ def test_the_tokens_know_their_grid() -> None:
 
 def test_each_undoes_the_other() -> None:
     there = Patchify(patch=PATCH, order="cpq")
-    assert there.inverse() == Unpatchify()
-    assert Unpatchify().inverse(there.infer(IMAGE).output) == there
-    assert isinstance(Unpatchify().inverse(), NoInverse)
+    assert there.inverse(LearnedInverse()) == Inverse(Unpatchify())
+    assert Unpatchify().inverse(LearnedInverse(), there.infer(IMAGE).output) == Inverse(there)
+    assert isinstance(Unpatchify().inverse(LearnedInverse()), NoInverse)
 
 
 def test_exports_with_a_dynamic_batch() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from crate_dsl.compiler.operators import Constant, Mistake, NoInverse, Normal
+from crate_dsl.compiler.operators import Constant, LearnedInverse, Mistake, NoInverse, Normal
 from crate_dsl.compiler.steps.position.operator import Position
 from crate_dsl.compiler.steps.position.tables import cubic
 from crate_dsl.compiler.types import Dim, Grid, Layout, Segment, Symbol, TensorType, floats
@@ -205,4 +205,4 @@ def test_mistakes(code: str, at: str | None, operator: Position, given: TensorTy
 
 
 def test_no_inverse_yet() -> None:
-    assert isinstance(Position(table="learned").inverse(), NoInverse)
+    assert isinstance(Position(table="learned").inverse(LearnedInverse()), NoInverse)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from crate_dsl.compiler.operators import Mistake, NoInverse, Operator, Tokens, Weight
+from crate_dsl.compiler.operators import Inverse, LearnedInverse, Mistake, NoInverse, Operator, Tokens, Weight
 from crate_dsl.compiler.steps.tokens.operator import Append, Drop, Keep, Pool, Prepend, Select
 from crate_dsl.compiler.types import Dim, Grid, Layout, Segment, Symbol, TensorType, floats
 from tests.steps.harness import Step, borrowed, step
@@ -83,9 +83,9 @@ def test_the_layout_gains_a_segment() -> None:
 def test_dropping_undoes_joining() -> None:
     for operator in (Prepend(tokens=QUERIES), Append(tokens=QUERIES)):
         joined = step(operator, typed(PATCHES))
-        undo = joined.operator.inverse()
-        assert undo == Drop(tokens=Tokens("queries"))
-        back = step(undo, joined.typing.output)
+        undo = joined.operator.inverse(LearnedInverse())
+        assert undo == Inverse(Drop(tokens=Tokens("queries")))
+        back = step(undo.operator, joined.typing.output)
         z = sample(2, 6)
         assert torch.equal(back.module(joined.module(z, tokens=learned(QUERIES))), z)
         assert back.typing.output.layout == typed(PATCHES).layout
@@ -210,4 +210,4 @@ def test_an_unknown_segment_names_those_there_are() -> None:
 def test_what_is_lost_has_no_inverse() -> None:
     name = Tokens("patches")
     for operator in (Drop(tokens=name), Keep(tokens=name), Select(tokens=name), Pool()):
-        assert isinstance(operator.inverse(), NoInverse)
+        assert isinstance(operator.inverse(LearnedInverse()), NoInverse)

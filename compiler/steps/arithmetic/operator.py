@@ -9,7 +9,9 @@ from dataclasses import replace
 from typing import ClassVar
 
 from crate_dsl.compiler.operators import (
+    Inverse,
     Mistake,
+    Mode,
     NoInverse,
     Operator,
     OperatorKind,
@@ -93,7 +95,7 @@ class _Binary(Operator):
         left, right = (_text(getattr(self, name), names.get(name), rank) for name in ("left", "right"))
         return f"{left} {self.sign} {right}"
 
-    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
+    def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
         return NoInverse("arithmetic on several values cannot be undone")
 
 
@@ -161,7 +163,7 @@ class Negative(Operator):
         """The expression in Python: `-z`."""
         return f"-{names['value']}"
 
-    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
+    def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
         return NoInverse("it stands in an expression, not in a stage")
 
 
@@ -198,5 +200,5 @@ class Item(Operator):
         """The expression in Python: `z[:, 0]`."""
         return f"{names['value']}[:, {self.index}]"
 
-    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
+    def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
         return NoInverse("it discards the other items")

@@ -6,7 +6,9 @@ from typing import ClassVar, Literal
 
 from crate_dsl.compiler.operators import (
     Fraction01,
+    Inverse,
     Mistake,
+    Mode,
     NoInverse,
     Operator,
     Port,
@@ -64,5 +66,5 @@ class Attend(Operator):
         attention = 2 * 2 * count * count * width
         return Typing((tokens,), weights, flops=maps + attention)
 
-    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
+    def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
         return NoInverse("an average over tokens cannot be undone")

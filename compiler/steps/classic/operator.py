@@ -7,7 +7,9 @@ from typing import ClassVar
 
 from crate_dsl.compiler.operators import (
     Fraction01,
+    Inverse,
     Mistake,
+    Mode,
     NoInverse,
     Operator,
     Scalar,
@@ -54,7 +56,7 @@ class Linear(Operator):
             weights["bias"] = Slot((self.dim,), linear_initial(width))
         return Typing((with_width(value, self.dim),), weights, flops=2 * value.elements * self.dim)
 
-    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
+    def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
         return NoInverse("its inverse, a linear map back, is not there yet")
 
 
@@ -77,7 +79,7 @@ class Gelu(_Elementwise):
         "Hendrycks and Gimpel 2016, Gaussian Error Linear Units, arXiv 1606.08415, section 2"
     )
 
-    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
+    def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
         return NoInverse("gelu takes different numbers to the same one")
 
 
@@ -90,7 +92,7 @@ class Relu(_Elementwise):
         "Nair and Hinton 2010, Rectified Linear Units Improve Restricted Boltzmann Machines"
     )
 
-    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
+    def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
         return NoInverse("relu forgets what is negative")
 
 
@@ -103,7 +105,7 @@ class Silu(_Elementwise):
         "Hendrycks and Gimpel 2016, Gaussian Error Linear Units, arXiv 1606.08415, section 2"
     )
 
-    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
+    def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
         return NoInverse("silu takes different numbers to the same one")
 
 
@@ -122,7 +124,7 @@ class Dropout(_Elementwise):
     def infer(self, *inputs: TensorType) -> Typing:
         return replace(super().infer(*inputs), flops=0)
 
-    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
+    def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
         return NoInverse("dropout discards information")
 
 
@@ -147,7 +149,9 @@ class Scale(Operator):
         check_scalar(self, "factor", width or 1)
         return Typing((value,), learned_slots(self), flops=value.elements)
 
-    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
+    def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
         if not isinstance(self.factor, float):
             return NoInverse("a factor that is not a fixed number may become zero")
-        return Scale(factor=1 / self.factor) if self.factor else NoInverse("it multiplies by zero")
+        if not self.factor:
+            return NoInverse("it multiplies by zero")
+        return Inverse(Scale(factor=1 / self.factor))

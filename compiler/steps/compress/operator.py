@@ -6,7 +6,9 @@ from typing import ClassVar, Literal
 
 from crate_dsl.compiler.operators import (
     Fraction01,
+    Inverse,
     Mistake,
+    Mode,
     NoInverse,
     Operator,
     Port,
@@ -112,7 +114,7 @@ class Compress(Operator):
         attention = 2 * 2 * count * count * inner
         return Typing((tokens,), weights | learned_slots(self), flops=norm + maps + attention)
 
-    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
+    def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
         return NoInverse("its inverse, `decompress`, is not there yet")
 
 

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from crate_dsl.compiler.operators import Mistake, NoInverse, Normal, Operator, Slot, Typing, Weight, Whole
+from crate_dsl.compiler.operators import (
+    Inverse,
+    Mistake,
+    Mode,
+    NoInverse,
+    Normal,
+    Operator,
+    Slot,
+    Typing,
+    Weight,
+    Whole,
+)
 from crate_dsl.compiler.steps.classic.operator import last_width, with_width
 from crate_dsl.compiler.types import Layout, Segment, TensorType, floats
 
@@ -32,7 +43,7 @@ class Embed(Operator):
         weights = {"weight": Slot((numbers.classes, self.dim), Normal(std=0.02))}
         return Typing((floats(*numbers.shape, self.dim, layout=layout),), weights)
 
-    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
+    def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
         return NoInverse("its inverse, a linear map back, is not there yet")
 
 
@@ -66,5 +77,5 @@ class Transpose(Operator):
             (with_width(value, result),), {"weight": self.weight}, flops=2 * value.elements * result
         )
 
-    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
+    def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
         return NoInverse("its inverse, a linear map back, is not there yet")

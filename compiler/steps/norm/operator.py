@@ -6,7 +6,9 @@ from typing import ClassVar
 
 from crate_dsl.compiler.operators import (
     Form,
+    Inverse,
     Mistake,
+    Mode,
     NoInverse,
     Ones,
     Operator,
@@ -91,5 +93,5 @@ class Norm(Operator):
         width = width_of(self.word, tokens, ranks=(1, 2))
         return Typing((tokens,), norm_slots(self.form, width), flops=5 * tokens.elements)
 
-    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
+    def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
         return NoInverse("a norm forgets each token's mean and size")

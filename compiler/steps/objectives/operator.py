@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from crate_dsl.compiler.operators import Fraction01, Mistake, Operator, OperatorKind, Port, Typing
+from crate_dsl.compiler.operators import (
+    Fraction01,
+    Mistake,
+    Operator,
+    OperatorKind,
+    Port,
+    Typing,
+)
 from crate_dsl.compiler.types import TensorType, floats
 
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from math import gcd
 from typing import ClassVar, Literal
 
-from crate_dsl.compiler.operators import Mistake, NoInverse, Operator, Typing, Whole
+from crate_dsl.compiler.operators import (
+    Inverse,
+    Mistake,
+    Mode,
+    NoInverse,
+    Operator,
+    Typing,
+    Whole,
+)
 from crate_dsl.compiler.steps.norm.operator import width_of
 from crate_dsl.compiler.types import Grid, Layout, Segment, TensorType, floats
 
@@ -52,8 +60,8 @@ class Patchify(Operator):
         layout = Layout((Segment("patches", tokens.shape[0], grid),))
         return Typing((tokens.with_shape(*tokens.shape, layout=layout),), facts=grid)
 
-    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
-        return Unpatchify()
+    def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
+        return Inverse(Unpatchify())
 
 
 class Unpatchify(Operator):
@@ -81,12 +89,12 @@ class Unpatchify(Operator):
         image = floats(grid.channels, grid.rows * grid.patch, grid.columns * grid.patch)
         return Typing((image,), facts=grid)
 
-    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
+    def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
         """The cut into patches. It needs the input's type, since that alone knows the grid."""
         if not inputs:
             return NoInverse("the size of its patches is known from its input alone")
         grid = _grid_of(*inputs)
-        return Patchify(patch=grid.patch, order=grid.order)
+        return Inverse(Patchify(patch=grid.patch, order=grid.order))
 
 
 def _grid_of(tokens: TensorType) -> Grid:

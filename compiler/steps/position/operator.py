@@ -7,7 +7,9 @@ from typing import ClassVar, Literal
 
 from crate_dsl.compiler.operators import (
     Initial,
+    Inverse,
     Mistake,
+    Mode,
     NoInverse,
     Normal,
     Operator,
@@ -93,7 +95,7 @@ class Position(Operator):
         resizing = 2 * width * patches.rows * old_columns * (old_rows + patches.columns)
         return Typing((tokens,), {"table": slot}, facts, tokens.elements + resizing)
 
-    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
+    def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
         return NoInverse("its inverse, subtracting the positions, is not there yet")
 
     def _check_arguments(self) -> None:

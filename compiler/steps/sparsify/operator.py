@@ -8,7 +8,9 @@ from pydantic import Field
 
 from crate_dsl.compiler.operators import (
     Form,
+    Inverse,
     Mistake,
+    Mode,
     NoInverse,
     NonNegativeScalar,
     Operator,
@@ -113,5 +115,5 @@ class Sparsify(Operator):
         flops = norm + products * 2 * count * width * codes + self.iterations * count * codes
         return Typing((tokens,), weights | learned_slots(self), flops=flops)
 
-    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
+    def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
         return NoInverse("its inverse, `densify`, is not there yet")

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from crate_dsl.compiler.operators import Mistake, NoInverse, Operator, Tokens, Typing, Weight, learned_slots
+from crate_dsl.compiler.operators import (
+    Inverse,
+    Mistake,
+    Mode,
+    NoInverse,
+    Operator,
+    Tokens,
+    Typing,
+    Weight,
+    learned_slots,
+)
 from crate_dsl.compiler.steps.norm.operator import width_of
 from crate_dsl.compiler.types import Dim, Layout, Segment, TensorType
 from crate_dsl.language.diagnostics import did_you_mean
@@ -38,8 +48,8 @@ class Prepend(Operator):
         added = _new_segment(self.word, self.tokens, tokens)
         return _joined(self, tokens, added, (added, *layout_of(tokens)))
 
-    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
-        return Drop(tokens=Tokens(self.tokens.name))
+    def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
+        return Inverse(Drop(tokens=Tokens(self.tokens.name)))
 
 
 class Append(Operator):
@@ -61,8 +71,8 @@ class Append(Operator):
         added = _new_segment(self.word, self.tokens, tokens)
         return _joined(self, tokens, added, (*layout_of(tokens), added))
 
-    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
-        return Drop(tokens=Tokens(self.tokens.name))
+    def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
+        return Inverse(Drop(tokens=Tokens(self.tokens.name)))
 
 
 def _new_segment(step: str, learn: Weight, tokens: TensorType) -> Segment:
@@ -121,7 +131,7 @@ class Drop(Operator):
         left = tokens.with_shape(count - segment.length, width, layout=rest)
         return Typing((left,), facts=before + after)
 
-    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
+    def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
         return NoInverse("the tokens that it leaves out are gone")
 
 
@@ -140,7 +150,7 @@ class Keep(Operator):
         kept = tokens.with_shape(segment.length, tokens.shape[1], layout=Layout((segment,)))
         return Typing((kept,), facts=(cut,))
 
-    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
+    def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
         return NoInverse("the tokens that it does not keep are gone")
 
 
@@ -166,7 +176,7 @@ class Select(Operator):
             )
         return Typing((tokens.with_shape(tokens.shape[1]),), facts=start)
 
-    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
+    def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
         return NoInverse("the tokens that it does not select are gone")
 
 
@@ -220,5 +230,5 @@ class Pool(Operator):
         width_of(self.word, tokens)
         return Typing((tokens.with_shape(tokens.shape[1]),), flops=tokens.elements)
 
-    def inverse(self, *inputs: TensorType) -> Operator | NoInverse:
+    def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
         return NoInverse("many tokens become one")

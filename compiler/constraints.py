@@ -1,0 +1,46 @@
+"""Weights that are held to a constraint: where they start, how they are led back to it, how far off they are.
+
+A constrained weight is an ordinary parameter, with the spec's path for a key. Whoever moves it leads it back: the
+training loop after every step, anybody else by `net.constrain_()`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from crate_dsl.compiler.operators import Slot
+
+#: How far W Wᵀ may be from the identity, entry by entry, in a weight that counts as orthonormal: float32's rounding
+#: of sums over some thousand terms of size 1/√1000, ten times over.
+ORTHONORMAL_TOLERANCE = 1e-5
+
+
+def orthonormal(weight: Tensor) -> Tensor:
+    """The nearest matrix whose rows (columns, where there are fewer) are orthonormal: the polar factor V of W = S V.
+
+    Nearest in the Frobenius norm (Higham 1986, Computing the Polar Decomposition, eq. 2.7); computed in float64.
+    """
+    left, _, right = torch.linalg.svd(weight.double(), full_matrices=False)
+    return (left @ right).to(weight.dtype)
+
+
+def deviation(weight: Tensor) -> float:
+    """The largest entry of W Wᵀ - I (or WᵀW - I, where there are fewer columns)."""
+    wide = weight.double() if weight.shape[0] <= weight.shape[1] else weight.double().T
+    return float((wide @ wide.T - torch.eye(len(wide), dtype=wide.dtype, device=wide.device)).abs().max())
+
+
+@torch.no_grad()
+def constrain_(weight: Tensor, slot: Slot) -> None:
+    """Lead a weight back to its constraint, in place."""
+    if slot.constraint == "orthonormal":
+        weight.copy_(orthonormal(weight))
+
+
+def violated(weight: Tensor, slot: Slot) -> float | None:
+    """How far a weight is off its constraint, where that is further than rounding explains; None where it is kept."""
+    if slot.constraint == "none":
+        return None
+    off = deviation(weight)
+    return off if not off <= ORTHONORMAL_TOLERANCE else None
