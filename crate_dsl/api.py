@@ -11,14 +11,16 @@ if TYPE_CHECKING:
     from crate_dsl.compiler.build import Objective, build
     from crate_dsl.compiler.export import export
     from crate_dsl.compiler.runtime import open_session
+    from crate_dsl.compiler.trace import trace
 
-__all__ = ["Objective", "SpecError", "build", "export", "load", "open_session"]
+__all__ = ["Objective", "SpecError", "build", "export", "load", "open_session", "trace"]
 
 _HOMES = {
     "Objective": "crate_dsl.compiler.build",
     "build": "crate_dsl.compiler.build",
     "export": "crate_dsl.compiler.export",
     "open_session": "crate_dsl.compiler.runtime",
+    "trace": "crate_dsl.compiler.trace",
 }
 
 

@@ -25,7 +25,8 @@ from crate_dsl.compiler.types import TensorType
 class Attend(Operator):
     """Multi-head self-attention with separate queries, keys and values. It contains neither norm nor residual.
 
-    `dropout` acts on the result, `bias` stands for the biases of both linear maps.
+    `dropout` acts on the result, `bias` stands for the biases of both linear maps. Taps: `query`, `key` and `value` are
+    (B, heads, N, p); `attention` is (B, heads, N, N), a row for each token that attends.
     """
 
     word: ClassVar[str] = "attend"
@@ -36,6 +37,7 @@ class Attend(Operator):
     source: ClassVar[str] = (
         "Vaswani et al. 2017, Attention Is All You Need, arXiv 1706.03762, eq. 1 and section 3.2.2"
     )
+    taps: ClassVar[tuple[str, ...]] = ("query", "key", "value", "attention")
 
     heads: Whole
     mask: Literal["none", "causal"] | Port = "none"
