@@ -76,6 +76,15 @@ def _members(annotation: Any) -> list[Any]:
     return [annotation]
 
 
+def spelled(name: str) -> str:
+    """How the language spells a field: what Python keeps for itself has an underscore behind it there.
+
+    >>> spelled("except_")
+    'except'
+    """
+    return name.removesuffix("_")
+
+
 def required(model: type[BaseModel]) -> list[str]:
     """The fields that have no default."""
     return [name for name, info in model.model_fields.items() if info.is_required()]

@@ -6,7 +6,7 @@ What an argument accepts follows from its field's annotation; a bare word is rea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from crate_dsl.compiler import not_yet
-from crate_dsl.compiler.accepts import Accepts, accepted, required
+from crate_dsl.compiler.accepts import Accepts, accepted, required, spelled
 from crate_dsl.compiler.exact import divisors, show_number
 from crate_dsl.compiler.graph import Value
 from crate_dsl.compiler.meanings import Constant, LearnMeaning, Meaning, Namespace, Poison, Tensor, one_line
@@ -46,7 +46,8 @@ _SUBJECTS = {
 
 def subject(word: str, name: str, short: bool = False) -> str:
     """An argument at the beginning of a sentence."""
-    return _SUBJECTS.get((word, name), f"`{name}`" if short else f"`{name}` of `{word}`")
+    own = f"`{spelled(name)}`"
+    return _SUBJECTS.get((word, name), own if short else f"{own} of `{word}`")
 
 
 class Broken(Exception):
@@ -68,9 +69,8 @@ class ArgumentReader:
         fields = accepted(model)
         result = Read()
         sound = True
-        order = list(fields)
         for position, argument in enumerate(given):
-            name = self._name_of(word, position, argument, order, result.spans, given)
+            name = self._name_of(word, position, argument, fields, result.spans, given)
             if name is None:
                 sound = False
                 continue
@@ -85,7 +85,7 @@ class ArgumentReader:
                 result.ports[name] = port
         missing = [name for name in required(model) if name not in result.spans]
         if missing and sound:
-            names = " and ".join(f"`{name}`" for name in missing)
+            names = " and ".join(f"`{spelled(name)}`" for name in missing)
             self.error("E0302", span, f"`{word}` needs {names}", f"{word}({', '.join(_signature(model))})")
             sound = False
         if not sound:
@@ -97,11 +97,13 @@ class ArgumentReader:
         word: str,
         position: int,
         argument: syntax.Argument,
-        order: list[str],
+        fields: Iterable[str],
         taken: Mapping[str, Span],
         given: tuple[syntax.Argument, ...],
     ) -> str | None:
-        """Which argument this is; None after reporting that it is none."""
+        """Which field this argument is; None after reporting that it is none."""
+        by_spelling = {spelled(name): name for name in fields}
+        order = list(by_spelling)
         if argument.name is None:
             if any(earlier.name is not None for earlier in given[:position]):
                 report_positional(self.error, argument)
@@ -109,18 +111,19 @@ class ArgumentReader:
             if position >= len(order):
                 report_too_many(self.error, word, argument, order, order)
                 return None
-            name = order[position]
+            spelling = order[position]
         else:
-            name = argument.name.text
-            if (word, name) in not_yet.ARGUMENTS:
-                self.error("E0901", argument.name.span, f"`{name}` of `{word}` is not there yet")
+            spelling = argument.name.text
+            if (word, spelling) in not_yet.ARGUMENTS:
+                self.error("E0901", argument.name.span, f"`{spelling}` of `{word}` is not there yet")
                 return None
-            if name not in order:
+            if spelling not in order:
                 report_unknown(self.error, word, argument.name, order)
                 return None
+        name = by_spelling[spelling]
         if name in taken:
             also = [(taken[name], "first here")]
-            self.error("E0308", argument.span, f"`{name}` of `{word}` is given twice", also=also)
+            self.error("E0308", argument.span, f"`{spelling}` of `{word}` is given twice", also=also)
             return None
         return name
 
@@ -197,7 +200,7 @@ class ArgumentReader:
 
     def _refuse_not_yet(self, word: str, name: str, text: str, span: Span) -> None:
         if (word, name, text) in not_yet.WORDS:
-            self.error("E0901", span, f"`{name} = {text}` of `{word}` is not there yet")
+            self.error("E0901", span, f"`{spelled(name)} = {text}` of `{word}` is not there yet")
             raise Broken
 
     def _form(self, form: type[Form], written: syntax.Step) -> Form:
@@ -405,5 +408,6 @@ def _shown(value: Any) -> str:
 def _signature(model: type[BaseModel]) -> list[str]:
     """The arguments as help shows them: required ones bare, one optional one as a hint."""
     return [
-        name if info.is_required() else f"{name} = …" for name, info in list(model.model_fields.items())[:4]
+        spelled(name) if info.is_required() else f"{spelled(name)} = …"
+        for name, info in list(model.model_fields.items())[:4]
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 _STEPS = (
-    "inverse ema each mask gather scatter scan unscan shift corrupt merge tile quantize crops augment "
+    "ema each scan unscan shift corrupt merge tile quantize crops augment "
     "mask_tokens drop_path cross_compress decompress densify sinusoid rotary flow denoise diffusion "
     "denoising next_token masked_token sparse_rate rate rate_reduction commitment match info_nce "
     "rotation"
@@ -16,7 +16,7 @@ ARGUMENTS = frozenset(
     (step, argument)
     for step, arguments in {
         "cross_entropy": "on",
-        "mse": "on except by normalize",
+        "mse": "by",
         "position": "by",
         "train": "start",
     }.items()

@@ -92,11 +92,20 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A named run of tokens. `grid` is where it came from, if it came from a picture."""
+    """A named run of tokens. `grid` is where it came from, if it came from a picture; `whole` is the segment that its
+    tokens were taken from by index, if they were.
+    """
 
     name: str
     length: Dim
     grid: Grid | None = None
+    whole: Segment | None = None
+
+    @property
+    def size(self) -> str:
+        """`6`, `6(2x3)`, or `4/6(2x3)`: four of six that have a grid."""
+        grid = f"({self.grid.rows}x{self.grid.columns})" if self.grid else ""
+        return f"{self.length}{grid}" + (f"/{self.whole.size}" if self.whole else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +145,7 @@ class Layout:
         raise KeyError(name)
 
     def __str__(self) -> str:
-        return " ".join(
-            f"{s.name}:{s.length}" + (f"({s.grid.rows}x{s.grid.columns})" if s.grid else "") for s in self
-        )
+        return " ".join(f"{segment.name}:{segment.size}" for segment in self)
 
 
 Kind = Literal["float", "index", "bool"]

@@ -22,7 +22,8 @@ def check_fits(graph: ModelGraph, data: Data) -> Feed:
     """Compare what a spec reads with what a source holds.
 
     Raises:
-        UserError: no image input, another image size, labels that are missing, another number of classes.
+        UserError: no image input, another image size, labels that are missing, another number of classes, a draw of a
+            length that no image tells.
     """
     taken = [entry for entry in graph.inputs.values() if entry.source is None]
     images = [entry for entry in taken if entry.type.kind == "float" and entry.type.rank == 3]
@@ -46,6 +47,7 @@ def check_fits(graph: ModelGraph, data: Data) -> Feed:
             f"`{graph.model}` reads `{entry.name}` : {entry.type}, which {data.text} does not hold"
         )
     _check_size(graph, images[0], data)
+    _check_draws(graph, images[0])
     for entry in labels:
         _check_classes(graph, entry, data)
     scores = [
@@ -66,6 +68,20 @@ def _check_size(graph: ModelGraph, image: Entry, data: Data) -> None:
             f"`{graph.model}` takes `{image.name}` : {image.type}, but the images of {data.text} are {held}",
             help,
         )
+
+
+def _check_draws(graph: ModelGraph, image: Entry) -> None:
+    """Nobody gives the draws of a training run, so the image must tell how long they are."""
+    told = {dim.symbol for dim in image.type.shape}
+    for entry in graph.inputs.values():
+        unknown = [
+            dim.symbol for dim in entry.type.shape if dim.symbol is not None and dim.symbol not in told
+        ]
+        if entry.source is not None and unknown:
+            raise UserError(
+                f"`{entry.name}` : {entry.type} cannot be drawn in training: nothing tells its length `{unknown[0].name}`",
+                "give it a length that is known",
+            )
 
 
 def _check_classes(graph: ModelGraph, label: Entry, data: Data) -> None:

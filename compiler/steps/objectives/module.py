@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from crate_dsl.compiler.modules import StepModule
+
+#: What is added to the variance of a patch, as published: a patch of one colour has none.
+EPS = 1e-6
 
 
 class CrossEntropy(StepModule):
@@ -18,7 +22,24 @@ class CrossEntropy(StepModule):
 
 
 class Mse(StepModule):
-    """Two tensors (B, …) -> ()."""
+    """Two tensors (B, …) -> (). Of tokens, (B, N, d): those that `on` (B, N) marks, or all but `except_` (B, k)."""
 
-    def forward(self, *, output: Tensor, target: Tensor) -> Tensor:
-        return F.mse_loss(output, target)
+    def forward(
+        self, *, output: Tensor, target: Tensor, on: Tensor | None = None, except_: Tensor | None = None
+    ) -> Tensor:
+        if self.operator.normalize == "patch":
+            target = normalized(target)
+        if on is None and except_ is None:
+            return F.mse_loss(output, target)
+        error_bn = (output - target).square().mean(dim=-1)
+        if except_ is not None:
+            on = torch.ones_like(error_bn, dtype=torch.bool).scatter(1, except_, value=False)
+        # A mean over no token is 0 / 0. Nothing is to be completed there, and nothing is wrong: the loss is 0, and so
+        # is its gradient. The count is a whole number, so that the bound changes no other mean.
+        return (error_bn * on).sum() / on.sum().clamp(min=1)
+
+
+def normalized(target_bnd: Tensor) -> Tensor:
+    """Each token with mean 0 and variance 1 over its entries; the variance is the unbiased one, as published."""
+    variance_bn1, mean_bn1 = torch.var_mean(target_bnd, dim=-1, keepdim=True)
+    return (target_bnd - mean_bn1) / (variance_bn1 + EPS).sqrt()

@@ -1,0 +1,1 @@
+"""Completion: tokens hidden, tokens taken by index, and tokens put back in their places."""
