@@ -83,6 +83,7 @@ class Position(Operator):
         (tokens,) = inputs
         width = width_of(self.word, tokens)
         self._check_arguments()
+        _check_places(tokens)
         if self.table == "sincos":
             return Typing((tokens,), facts=self._sincos(tokens, width), flops=tokens.elements)
         facts = self._learned(tokens)
@@ -201,6 +202,17 @@ class Position(Operator):
         return Positions(
             _known(tokens), sliced=False, patches=tuple(_place(tokens, segment) for segment in cut)
         )
+
+
+def _check_places(tokens: TensorType) -> None:
+    """Refuse tokens that were taken by index: each sample's have places of their own."""
+    for segment in layout_of(tokens):
+        if segment.whole is not None:
+            raise Mistake(
+                "E0449",
+                f"`position` cannot tell where these {segment.length} of {segment.whole.length} `{segment.name}` stand",
+                "let `position` stand before `gather`, or behind `scatter`",
+            )
 
 
 def _known(tokens: TensorType) -> int:
