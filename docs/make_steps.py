@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator
+from itertools import product
 from pathlib import Path
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from crate_dsl.compiler import not_yet
-from crate_dsl.compiler.accepts import Accepts, accepted, required
+from crate_dsl.compiler.accepts import Accepts, accepted, required, spelled
 from crate_dsl.compiler.draws import DRAWS
 from crate_dsl.compiler.operators import (
     Form,
@@ -21,9 +22,11 @@ from crate_dsl.compiler.operators import (
     LearnedInverse,
     Mistake,
     Operator,
+    Port,
     Tokens,
     Typing,
     Weight,
+    ports,
 )
 from crate_dsl.compiler.recipe import FORMS, Recipe, written
 from crate_dsl.compiler.reserved import FORMS as DERIVED
@@ -64,9 +67,12 @@ _CLASS = Segment("class_token", floats(1).shape[0])
 SAMPLES = (
     floats(17, 12, layout=Layout((_CLASS, _PATCHES))),
     floats(16, 12, layout=Layout((_PATCHES,))),
+    floats(4, 12, layout=Layout((Segment("patches", floats(4).shape[0], whole=_PATCHES),))),
     floats(3, 8, 8),
     TensorType("index", floats(16).shape, classes=50),
 )
+#: What tensors that a step needs as arguments are: the first of these that it takes.
+HANDED = (TensorType("bool", floats(16).shape), TensorType("index", floats(4).shape, classes=16))
 
 
 def example(operator: type[Operator]) -> tuple[str, Operator, TensorType, Typing]:
@@ -75,32 +81,41 @@ def example(operator: type[Operator]) -> tuple[str, Operator, TensorType, Typing
     Raises:
         ValueError: the step takes none of `SAMPLES` with simple arguments.
     """
-    values = {name: _simple(accepted(operator)[name], k) for k, name in enumerate(required(operator))}
-    made = operator.model_validate(values)
-    for sample in SAMPLES:
+    names = required(operator)
+    choices = [_simple(accepted(operator)[name], k) for k, name in enumerate(names)]
+    for sample, values in product(SAMPLES, product(*choices)):
+        made = operator.model_validate(dict(zip(names, values, strict=True)))
         try:
             typing = made.infer(sample)
         except Mistake:
             continue
-        given = [
-            value.name if isinstance(value, Weight | Tokens) else str(value) for value in values.values()
-        ]
+        given = [_shown(name, value) for name, value in zip(names, values, strict=True)]
         text = f"{operator.word}({', '.join(given)})" if given else operator.word
         return text, made, sample, typing
     raise ValueError(f"`{operator.word}` takes none of the sample inputs: add one that it takes to SAMPLES")
 
 
-def _simple(accepts: Accepts, position: int) -> object:
-    """A value that an argument accepts."""
+def _simple(accepts: Accepts, position: int) -> list[object]:
+    """Values that an argument accepts: the simplest, or each tensor that there is."""
     if accepts.words:
-        return accepts.words[0]
+        return [accepts.words[0]]
     if accepts.forms:
-        return next(iter(accepts.forms.values()))()
+        return [next(iter(accepts.forms.values()))()]
     if int in accepts.kinds:
-        return position + 2
+        return [position + 2]
     if float in accepts.kinds:
-        return 0.5
-    return Tokens("class_token") if Tokens in accepts.kinds else Weight("queries", floats(4, 12))
+        return [0.5]
+    if Tokens in accepts.kinds:
+        return [Tokens("class_token")]
+    return (
+        [Weight("queries", floats(4, 12))] if Weight in accepts.kinds else [Port(type_) for type_ in HANDED]
+    )
+
+
+def _shown(name: str, value: object) -> str:
+    if isinstance(value, Port):
+        return spelled(name)
+    return value.name if isinstance(value, Weight | Tokens) else str(value)
 
 
 # ------------------------------------------------------------------ pieces
@@ -109,7 +124,7 @@ def _simple(accepts: Accepts, position: int) -> object:
 def signature(model: type[BaseModel], word: str) -> str:
     """`norm(by = layer, eps = …)`: an argument whose default follows from the others ends in `…`."""
     arguments = [
-        name if info.is_required() else f"{name} = {_default(info)}"
+        spelled(name) if info.is_required() else f"{spelled(name)} = {_default(info)}"
         for name, info in model.model_fields.items()
     ]
     return f"{word}({', '.join(arguments)})" if arguments else word
@@ -129,7 +144,7 @@ def _table(model: type[BaseModel]) -> Iterator[str]:
     for name, info in model.model_fields.items():
         accepts = accepted(model)[name].describe().replace("|", r"\|")
         default = "required" if info.is_required() else "" if info.default is None else f"`{_default(info)}`"
-        yield f"| `{name}` | {', '.join([accepts, *_bounds(info)])} | {default} |"
+        yield f"| `{spelled(name)}` | {', '.join([accepts, *_bounds(info)])} | {default} |"
 
 
 def _bounds(info: FieldInfo) -> Iterator[str]:
@@ -169,7 +184,11 @@ def step(operator: type[Operator]) -> Iterator[str]:
 def _example(operator: type[Operator]) -> Iterator[str]:
     text, made, given, typing = example(operator)
     weights = [f"`{name} {list(slot.shape) or '[ ]'}`" for name, slot in typing.slots.items()]
-    yield from ("", f"`{given} -> {text}` gives `{typing.output}`. Weights: {', '.join(weights) or 'none'}.")
+    handed = "".join(f", with `{spelled(name)} : {port.type}`," for name, port in ports(made).items())
+    yield from (
+        "",
+        f"`{given} -> {text}`{handed} gives `{typing.output}`. Weights: {', '.join(weights) or 'none'}.",
+    )
     undone = made.inverse(LearnedInverse(), given)
     if isinstance(undone, Inverse):
         yield f"Undone by `{undone.operator.word}`."
@@ -197,9 +216,9 @@ def lines() -> Iterator[str]:
     """The page."""
     yield HEAD.rstrip()
     # `transpose` and other forms of the language have operators that users do not write: language.md has them.
-    spelled = [operator for word, operator in operators().items() if word not in DERIVED]
+    written_by_users = [operator for word, operator in operators().items() if word not in DERIVED]
     for kind, (title, introduction) in SECTIONS.items():
-        members = sorted((o for o in spelled if o.kind == kind), key=lambda operator: operator.word)
+        members = sorted((o for o in written_by_users if o.kind == kind), key=lambda operator: operator.word)
         if not members:
             continue
         yield from ("", f"## {title}", "", introduction, "", "| | |", "|---|---|")
@@ -215,7 +234,7 @@ def lines() -> Iterator[str]:
         "",
         "Words as arguments, with arguments of their own: `norm = layer(eps = 1e-6)`.",
     )
-    yield from forms(form for _, form in sorted(_forms_of(spelled).items()))
+    yield from forms(form for _, form in sorted(_forms_of(written_by_users).items()))
     yield from (
         "",
         "## Draws",
