@@ -142,6 +142,7 @@ def _initialise(net: Network, graph: ModelGraph, seed: int) -> None:
         weight = net.get_parameter(path)
         _fill(weight, slot.initial, generator)
         weight.requires_grad_(path not in graph.frozen)
+    net.constrain_()
 
 
 def _fill(weight: Tensor, initial: Initial, generator: torch.Generator) -> None:

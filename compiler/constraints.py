@@ -6,6 +6,8 @@ training loop after every step, anybody else by `net.constrain_()`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -32,10 +34,11 @@ def deviation(weight: Tensor) -> float:
 
 
 @torch.no_grad()
-def constrain_(weight: Tensor, slot: Slot) -> None:
-    """Lead a weight back to its constraint, in place."""
-    if slot.constraint == "orthonormal":
-        weight.copy_(orthonormal(weight))
+def constrain_(weights: Mapping[str, Tensor], slots: Mapping[str, Slot]) -> None:
+    """Lead every weight that has a constraint back to it, in place."""
+    for path, slot in slots.items():
+        if slot.constraint == "orthonormal":
+            weights[path].copy_(orthonormal(weights[path]))
 
 
 def violated(weight: Tensor, slot: Slot) -> float | None:

@@ -286,6 +286,7 @@ def elaborate(
         objective=elaborator.objective,
         names=recorder.names,
         train=elaborator.recipe(variant),
+        pairs=tuple(recorder.pairs),
         warnings=report.warnings,
     )
 

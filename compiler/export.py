@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from crate_dsl.compiler.constraints import violated
 from crate_dsl.compiler.emit import emit
 from crate_dsl.compiler.graph import ModelGraph
 from crate_dsl.compiler.metadata import PREFIX, json_text
@@ -73,7 +74,7 @@ def plain_weights(graph: ModelGraph, net: nn.Module) -> dict[str, NDArray[np.flo
     """The network's weights by slot path.
 
     Raises:
-        UserError: they are not this graph's, not float32 or not finite.
+        UserError: they are not this graph's, not float32, not finite, or off their constraint.
     """
     state: dict[str, torch.Tensor] = {name: value.detach() for name, value in net.state_dict().items()}
     if missing := [f"`{slot}`" for slot in graph.slots if slot not in state]:
@@ -93,6 +94,11 @@ def plain_weights(graph: ModelGraph, net: nn.Module) -> dict[str, NDArray[np.flo
         if not bool(torch.isfinite(value).all()):
             raise UserError(
                 f"`{slot}` holds numbers that are not finite", "export a checkpoint from before it diverged"
+            )
+        if (off := violated(value, wanted)) is not None:
+            raise UserError(
+                f"`{slot}` must be {wanted.constraint}, and is off by {off:.1e}",
+                "a training loop of your own calls `net.constrain_()` after each step",
             )
     return {slot: state[slot].cpu().numpy() for slot in graph.slots}
 
@@ -131,7 +137,7 @@ def prove(graph: ModelGraph, net: nn.Module, file: Path, metadata: Mapping[str, 
     reference = copy.deepcopy(net).cpu().eval()
     wanted = cases(graph)
     rows = [*compare(graph, reference, file, [case for case in wanted if case.weights == "given"])]
-    perturb(reference)
+    perturb(reference, graph.slots)
     with TemporaryDirectory(dir=file.parent) as folder:
         perturbed = Path(folder) / file.name
         save(emit(graph, plain_weights(graph, reference), metadata), perturbed)

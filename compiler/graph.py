@@ -21,7 +21,7 @@ from typing import Any
 
 import networkx as nx
 
-from crate_dsl.compiler.operators import Form, Operator, Ref, Slot, Typing
+from crate_dsl.compiler.operators import Certificate, Form, Mode, Operator, Ref, Slot, Typing
 from crate_dsl.compiler.types import TensorType
 from crate_dsl.language.diagnostics import Diagnostic, Label
 from crate_dsl.language.source import Source, Span
@@ -77,6 +77,22 @@ class Node:
         return sum(prod(slot.shape) for slot in self.slots.values())
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A step that undoes another one: names of nodes, the decoder's and the encoder's.
+
+    `inverse` is the inverse stage (or the binding that holds it), `stage` the stage that it undoes. `certificate` is
+    there where the pair is certified, or exact in itself.
+    """
+
+    step: str
+    undoes: str
+    inverse: str
+    stage: str
+    mode: Mode
+    certificate: Certificate | None = None
+
+
 # ------------------------------------------------------------------ the nested view
 
 
@@ -109,10 +125,14 @@ class Loop:
 
 @dataclass(slots=True)
 class Scope:
-    """An owner of steps: the model (path ""), a stage, a layer of a repeat. Its body is in the order of the text."""
+    """An owner of steps: the model (path ""), a stage, a layer of a repeat. Its body is in the order of the text.
+
+    `pair` is the layer that this one undoes, where it is a layer of an inverse.
+    """
 
     path: str
     span: Span
+    pair: str | None = None
     parameters: list[Value] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     body: list[Call | Apply | Loop] = field(default_factory=list)
@@ -126,9 +146,9 @@ class Scope:
 class ModelGraph:
     """A checked network. Everything that the compiler and its tools ask of a spec is asked here.
 
-    `names` gives values the names that the spec gives them; `settings` are the parameters' values in force;
-    `learns` are the model's own `learn` tensors by name; `slots` are all weights by path, in the order in
-    which they are initialised.
+    `pairs` says which step undoes which. `names` gives values the names that the spec gives them; `settings` are the
+    parameters' values in force; `learns` are the model's own `learn` tensors by name; `slots` are all weights by path,
+    in the order in which they are initialised.
     """
 
     model: str
@@ -146,6 +166,7 @@ class ModelGraph:
     objective: Value | None
     names: Mapping[Value, str]
     train: Mapping[str, Any]
+    pairs: tuple[Pair, ...] = ()
     warnings: tuple[Diagnostic, ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ModelGraph:

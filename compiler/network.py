@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from crate_dsl.compiler.constraints import constrain_
 from crate_dsl.compiler.draws import Choose, NormalDraw, Shuffle, UniformDraw
 from crate_dsl.compiler.graph import Entry, ModelGraph
 from crate_dsl.language.diagnostics import UserError
@@ -60,6 +61,13 @@ class Network(Generated):
             UserError: where it is missing, or of another shape or kind than the spec says.
         """
         return accept(self.graph.inputs[name], value)
+
+    def constrain_(self) -> None:
+        """Lead every weight with a constraint back to it: a training loop of your own calls this after each step.
+
+        `crate-dsl train` does. Weights without a constraint are left alone.
+        """
+        constrain_(dict(self.named_parameters()), self.graph.slots)
 
     def draw(self, name: str, *given: Tensor, **lengths: int) -> Tensor:
         """An input that nobody gave, drawn as the spec declares; `given` tells the batch and the device."""

@@ -18,8 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from crate_dsl.compiler.constraints import constrain_
 from crate_dsl.compiler.draws import DrawForm
 from crate_dsl.compiler.graph import Entry, ModelGraph, Value
+from crate_dsl.compiler.operators import Slot
 from crate_dsl.compiler.runtime import ONNXRUNTIME_ERRORS, bare_session
 from crate_dsl.compiler.types import Symbol
 from crate_dsl.language.diagnostics import UserError
@@ -225,11 +227,11 @@ def drawn_inputs(graph: ModelGraph, case: Case, generator: np.random.Generator) 
     return feeds
 
 
-def perturb(net: nn.Module, seed: int = 0) -> None:
+def perturb(net: nn.Module, slots: Mapping[str, Slot] = {}, seed: int = 0) -> None:
     """Move every weight in place: a gate at zero, a scale at one and a bias at zero hide arguments that are swapped.
 
     Vectors and scalars get noise of 0.1, matrices noise that alone would keep the size of what they are applied to;
-    both in addition to noise of a tenth of each weight.
+    both in addition to noise of a tenth of each weight. Weights that `slots` say are constrained are led back.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -237,6 +239,7 @@ def perturb(net: nn.Module, seed: int = 0) -> None:
             share, moved = (torch.randn(weight.shape, generator=generator) for _ in range(2))
             size = 0.5 / sqrt(weight.shape[-1]) if weight.dim() > 1 else 0.1
             weight.mul_(1 + 0.1 * share).add_(size * moved)
+    constrain_(net.state_dict(), slots)
 
 
 # ------------------------------------------------------------------ comparing

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import networkx as nx
 
-from crate_dsl.compiler.graph import Apply, Call, Entry, Loop, Node, Scope, Value
+from crate_dsl.compiler.graph import Apply, Call, Entry, Loop, Node, Pair, Scope, Value
 from crate_dsl.compiler.meanings import Namespace, Tensor
 from crate_dsl.compiler.operators import Operator, Ref, Slot, Typing
 from crate_dsl.compiler.types import TensorType
@@ -119,6 +119,7 @@ class Recorder:
         self.learns: dict[str, Slot] = {}
         self.names: dict[Value, str] = {}
         self.trained: set[str] = set()
+        self.pairs: list[Pair] = []
         self.steps = 0
         self._first: dict[str, Node] = {}
         self._uses: Counter[str] = Counter()
@@ -180,9 +181,9 @@ class Recorder:
             place.scope.body.append(Call(name))
         return tuple(Tensor(Value(name, i), type_) for i, type_ in enumerate(typing.outputs))
 
-    def scope(self, path: str, span: Span) -> Scope:
-        """A new owner of steps."""
-        self.scopes[path] = scope = Scope(path, span)
+    def scope(self, path: str, span: Span, pair: str | None = None) -> Scope:
+        """A new owner of steps; as a layer of an inverse, with the layer that it undoes."""
+        self.scopes[path] = scope = Scope(path, span, pair)
         return scope
 
     def apply(

@@ -12,7 +12,6 @@ from crate_dsl.compiler.accepts import accepted
 from crate_dsl.compiler.apply import is_broken
 from crate_dsl.compiler.arguments import LARGEST, Broken
 from crate_dsl.compiler.exact import show_number
-from crate_dsl.compiler.forms import Forms
 from crate_dsl.compiler.meanings import (
     POISON,
     SEEN_BY_GRAPH_BODIES,
@@ -30,6 +29,7 @@ from crate_dsl.compiler.meanings import (
 )
 from crate_dsl.compiler.operators import Constant as ConstantInitial
 from crate_dsl.compiler.operators import Form, Initial, Normal, Slot
+from crate_dsl.compiler.pairing import Pairing
 from crate_dsl.compiler.record import Owner, Place
 from crate_dsl.compiler.types import Dim, Kind, Symbol, TensorType
 from crate_dsl.language import syntax
@@ -47,7 +47,7 @@ class _LearnSource(Form):
     initial: Initial | float
 
 
-class Statements(Forms):
+class Statements(Pairing):
     """Reads statements."""
 
     # -------------------------------------------------------------- names

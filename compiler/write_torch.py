@@ -8,8 +8,18 @@ from dataclasses import dataclass, field
 
 from crate_dsl.compiler.graph import Apply, Call, Entry, Loop, ModelGraph, Node, Value
 
-#: What a captured thing is: a value of an outer scope, or a `learn` or stage at the top of the model, by name.
-Capture = Value | str
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """The layer that a layer of an inverse undoes."""
+
+
+#: What a captured thing is: a value of an outer scope, a `learn` or stage at the top of the model, by name, or the
+#: layer that this one undoes.
+Capture = Value | str | Paired
+
+#: Names that generated code has for itself.
+OWN = ("self", "layer", "paired", "batch", "frozen")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +38,11 @@ class _Body:
 
     root: str
     path: str
+    pair: str | None = None
     lines: list[str] = field(default_factory=list)
     names: dict[Value, str] = field(default_factory=dict)
     captures: dict[Capture, None] = field(default_factory=dict)
-    fixed: set[str] = field(default_factory=lambda: {"self", "layer", "batch", "frozen"})
+    fixed: set[str] = field(default_factory=lambda: set(OWN))
     last_use: dict[Value, int] = field(default_factory=dict)
 
 
@@ -49,7 +60,7 @@ class TorchWriter:
         """The class of a stage or layer, and those of the scopes inside it."""
         if path not in self.classes:
             scope = self.graph.scopes[path]
-            body = _Body("self", path)
+            body = _Body("self", path, scope.pair)
             parameters = [self._safe(name) for name in scope.names]
             body.names.update(zip(scope.parameters, parameters, strict=True))
             self._uses(body, scope.body, scope.results)
@@ -212,9 +223,13 @@ class TorchWriter:
         target = self._assign(body, item.result, hint, position)
         if target != start:
             body.lines.append(f"{target} = {start}")
-        body.lines.append(
-            f"for layer in {self._module(body, container)}.layers:  # {len(item.layers)} layers"
-        )
+        layers, count = f"{self._module(body, container)}.layers", f"{len(item.layers)} layers"
+        pair = self.graph.scopes[item.layers[0]].pair
+        if pair is not None and Paired() in written.captures:
+            undone = self._module(body, pair.rpartition(".")[0])
+            body.lines.append(f"for layer, paired in zip({layers}, reversed([*{undone}.layers])):  # {count}")
+        else:
+            body.lines.append(f"for layer in {layers}:  # {count}")
         body.lines.append(
             f"    {target} = layer({', '.join([target, *captured])})  # {self.graph.type_of(item.result)}"
         )
@@ -222,7 +237,7 @@ class TorchWriter:
     # -------------------------------------------------------------- names
 
     def _safe(self, name: str) -> str:
-        return f"{name}_" if name in ("self", "layer", "batch", "frozen") else name
+        return f"{name}_" if name in OWN else name
 
     def _hint(self, body: _Body, path: str) -> str:
         """What to call an intermediate value: by the binding that it belongs to, or `z`."""
@@ -254,12 +269,16 @@ class TorchWriter:
         return body.names[value]
 
     def _capture_name(self, body: _Body, capture: Capture) -> str:
+        if isinstance(capture, Paired):
+            return "paired"
         if isinstance(capture, str):
             return self._safe(capture)
         return self._safe(self.graph.names.get(capture, f"value_{list(body.captures).index(capture) + 1}"))
 
     def _captured(self, body: _Body, capture: Capture) -> str:
         """What a callee captures, as this scope knows it."""
+        if isinstance(capture, Paired):
+            return "paired"
         return self._name(body, capture) if isinstance(capture, Value) else self._top(body, capture)
 
     def _top(self, body: _Body, name: str) -> str:
@@ -276,6 +295,9 @@ class TorchWriter:
         prefix = f"{body.path}." if body.path else ""
         if path.startswith(prefix):
             return f"{body.root}.{path[len(prefix) :]}"
+        if body.pair is not None and path.startswith(f"{body.pair}."):
+            body.captures[Paired()] = None
+            return f"paired.{path[len(body.pair) + 1 :]}"
         top, _, rest = path.partition(".")
         return self._top(body, top) + (f".{rest}" if rest else "")
 

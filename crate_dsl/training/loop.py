@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule  # noqa: TID253 - this module is imported inside the function that needs it
 from lightning.pytorch.plugins.io import CheckpointIO  # noqa: TID253
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from crate_dsl.compiler.network import ObjectiveBase
 from crate_dsl.compiler.recipe import Recipe
 from crate_dsl.language.diagnostics import UserError
 from crate_dsl.training.batches import Batches, Scores, stream
@@ -54,7 +55,7 @@ class Training(LightningModule):
 
     def __init__(
         self,
-        objective: nn.Module,
+        objective: ObjectiveBase,
         recipe: Recipe,
         batches: Batches,
         display: Display,
@@ -101,6 +102,10 @@ class Training(LightningModule):
         if self.display.due():
             self.display.step(index + 1, float(loss))
         return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.objective.net.constrain_()
 
     def _look(self) -> None:
         """Stop where a loss is no number.

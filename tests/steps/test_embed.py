@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from crate_dsl.compiler.operators import Mistake, Normal, Weight
-from crate_dsl.compiler.steps.classic.operator import Linear
-from crate_dsl.compiler.steps.embed.operator import Embed, Transpose
+from crate_dsl.compiler.steps.classic.operator import Linear, Transpose
+from crate_dsl.compiler.steps.embed.operator import Embed
 from crate_dsl.compiler.types import Dim, Layout, Segment, Symbol, TensorType, floats
 from tests.steps.harness import step
 

@@ -1,4 +1,4 @@
-"""`linear`, `gelu`, `relu`, `silu`, `dropout` and `scale` in torch. `…` are any axes between batch and last axis."""
+"""The everyday parts of networks in torch. `…` are any axes between the batch and the last axis."""
 
 from __future__ import annotations
 
@@ -16,6 +16,13 @@ class Linear(StepModule):
 
     def forward(self, z: Tensor) -> Tensor:
         return F.linear(z, self.weight, getattr(self, "bias", None))
+
+
+class Transpose(StepModule):
+    """(B, …, dim) -> (B, …, vocab) for an embedding's weight; (B, …, out) -> (B, …, in) for a linear map's."""
+
+    def forward(self, z: Tensor, *, weight: Tensor) -> Tensor:
+        return F.linear(z, weight) if self.operator.of == "embed" else z @ weight
 
 
 class Gelu(StepModule):

@@ -1,10 +1,10 @@
-"""`linear`, `gelu`, `relu`, `silu`, `dropout` and `scale` in ONNX."""
+"""`linear`, `transpose`, `gelu`, `relu`, `silu`, `dropout` and `scale` in ONNX."""
 
 from __future__ import annotations
 
 from crate_dsl.compiler.functions import Body
 from crate_dsl.compiler.operators import Port, Typing
-from crate_dsl.compiler.steps.classic.operator import Dropout, Gelu, Linear, Relu, Scale, Silu
+from crate_dsl.compiler.steps.classic.operator import Dropout, Gelu, Linear, Relu, Scale, Silu, Transpose
 
 
 def affine(b: Body, z: str, weight: str, bias: str | None) -> str:
@@ -15,6 +15,10 @@ def affine(b: Body, z: str, weight: str, bias: str | None) -> str:
 
 def linear(b: Body, op: Linear, typing: Typing, z: str, *, weight: str, bias: str | None = None) -> str:
     return affine(b, z, weight, bias)
+
+
+def transpose(b: Body, op: Transpose, typing: Typing, z: str, *, weight: str) -> str:
+    return affine(b, z, weight, None) if op.of == "embed" else b("MatMul", z, weight)
 
 
 def gelu(b: Body, op: Gelu, typing: Typing, z: str) -> str:

@@ -1,26 +1,30 @@
-"""The everyday parts of networks: `linear`, `gelu`, `relu`, `silu`, `dropout`, `scale`."""
+"""The everyday parts of networks: `linear`, `transpose`, `gelu`, `relu`, `silu`, `dropout`, `scale`."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from crate_dsl.compiler.operators import (
+    Certificate,
     Fraction01,
     Inverse,
+    LearnedInverse,
     Mistake,
     Mode,
     NoInverse,
     Operator,
     Scalar,
     Slot,
+    TiedInverse,
     Typing,
+    Weight,
     Whole,
     check_scalar,
     learned_slots,
     linear_initial,
 )
-from crate_dsl.compiler.types import TensorType
+from crate_dsl.compiler.types import TensorType, floats
 
 
 def last_width(step: str, value: TensorType) -> int:
@@ -57,7 +61,49 @@ class Linear(Operator):
         return Typing((with_width(value, self.dim),), weights, flops=2 * value.elements * self.dim)
 
     def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
-        return NoInverse("its inverse, a linear map back, is not there yet")
+        (value,) = inputs
+        if isinstance(mode, LearnedInverse):
+            return Inverse(Linear(dim=last_width(self.word, value), bias=self.bias))
+        if not isinstance(mode, TiedInverse):
+            return NoInverse("nothing says that its weight can be inverted", "mode = learned, or tied")
+        if self.bias:
+            return NoInverse("it adds a bias that its transpose does not take off", "linear(…, bias = false)")
+        weight = Weight("weight", floats(self.dim, last_width(self.word, value)))
+        return Inverse(Transpose(weight=weight, of="linear"), {"weight": "weight"})
+
+
+class Transpose(Operator):
+    """The weights of a linear step, used the other way: `transpose(embedding)` gives a score to each whole number.
+
+    `weight` is borrowed from a step whose word is `of`: an embedding keeps it as (vocab, dim), a linear map as
+    (out, in). A bias has no part in it.
+    """
+
+    word: ClassVar[str] = "transpose"
+    formula: ClassVar[str] = r"W^\top z"
+    source: ClassVar[str] = "tied embeddings: Press and Wolf 2017, arXiv 1608.05859"
+
+    weight: Weight
+    of: Literal["embed", "linear"]
+
+    def infer(self, *inputs: TensorType) -> Typing:
+        (value,) = inputs
+        first, last = (dim.bound for dim in self.weight.type.shape)
+        wanted, result = (last, first) if self.of == "embed" else (first, last)
+        width = last_width(self.word, value)
+        if width != wanted:
+            raise Mistake(
+                "E0412",
+                f"`transpose` leads back from width {wanted} to {result}, but is given {value}",
+                at="weight",
+                label=f"{self.of}: {result} to {wanted}",
+            )
+        return Typing(
+            (with_width(value, result),), {"weight": self.weight}, flops=2 * value.elements * result
+        )
+
+    def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
+        return NoInverse("it is a way back itself")
 
 
 class _Elementwise(Operator):
@@ -155,3 +201,8 @@ class Scale(Operator):
         if not self.factor:
             return NoInverse("it multiplies by zero")
         return Inverse(Scale(factor=1 / self.factor))
+
+    def certificate(self, *inputs: TensorType) -> Certificate | NoInverse:
+        if not isinstance(self.factor, float) or not self.factor:
+            return NoInverse("nothing certifies that its factor is not zero")
+        return Certificate(1 / abs(self.factor), f"1 / |{self.factor:g}|")

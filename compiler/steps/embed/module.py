@@ -1,4 +1,4 @@
-"""`embed` and `transpose` in torch."""
+"""`embed` in torch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,3 @@ class Embed(StepModule):
 
     def forward(self, numbers_bn: Tensor) -> Tensor:
         return F.embedding(numbers_bn, self.weight)
-
-
-class Transpose(StepModule):
-    """(B, …, dim) -> (B, …, vocab) for an embedding's weight; (B, …, out) -> (B, …, in) for a linear map's."""
-
-    def forward(self, z: Tensor, *, weight: Tensor) -> Tensor:
-        return F.linear(z, weight) if self.operator.of == "embed" else z @ weight

@@ -1,22 +1,24 @@
-"""`embed`: a learned vector for each whole number; `transpose`: a linear step's weights the other way."""
+"""`embed`: a learned vector for each whole number."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from crate_dsl.compiler.operators import (
     Inverse,
+    LearnedInverse,
     Mistake,
     Mode,
     NoInverse,
     Normal,
     Operator,
     Slot,
+    TiedInverse,
     Typing,
     Weight,
     Whole,
 )
-from crate_dsl.compiler.steps.classic.operator import last_width, with_width
+from crate_dsl.compiler.steps.classic.operator import Linear, Transpose
 from crate_dsl.compiler.types import Layout, Segment, TensorType, floats
 
 
@@ -44,38 +46,11 @@ class Embed(Operator):
         return Typing((floats(*numbers.shape, self.dim, layout=layout),), weights)
 
     def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
-        return NoInverse("its inverse, a linear map back, is not there yet")
-
-
-class Transpose(Operator):
-    """The weights of a linear step, used the other way: `transpose(embedding)` gives a score to each whole number.
-
-    `weight` is borrowed from a step whose word is `of`: an embedding keeps it as (vocab, dim), a linear map as
-    (out, in). A bias has no part in it.
-    """
-
-    word: ClassVar[str] = "transpose"
-    formula: ClassVar[str] = r"W^\top z"
-    source: ClassVar[str] = "tied embeddings: Press and Wolf 2017, arXiv 1608.05859"
-
-    weight: Weight
-    of: Literal["embed", "linear"]
-
-    def infer(self, *inputs: TensorType) -> Typing:
-        (value,) = inputs
-        first, last = (dim.bound for dim in self.weight.type.shape)
-        wanted, result = (last, first) if self.of == "embed" else (first, last)
-        width = last_width(self.word, value)
-        if width != wanted:
-            raise Mistake(
-                "E0412",
-                f"`transpose` leads back from width {wanted} to {result}, but is given {value}",
-                at="weight",
-                label=f"{self.of}: {result} to {wanted}",
-            )
-        return Typing(
-            (with_width(value, result),), {"weight": self.weight}, flops=2 * value.elements * result
-        )
-
-    def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
-        return NoInverse("its inverse, a linear map back, is not there yet")
+        (numbers,) = inputs
+        assert numbers.classes is not None
+        if isinstance(mode, LearnedInverse):
+            return Inverse(Linear(dim=numbers.classes, bias=False))
+        if isinstance(mode, TiedInverse):
+            weight = Weight("weight", floats(numbers.classes, self.dim))
+            return Inverse(Transpose(weight=weight, of="embed"), {"weight": "weight"})
+        return NoInverse("numbers become vectors, of which most stand for none", "mode = learned, or tied")

@@ -7,6 +7,7 @@ from typing import ClassVar
 from crate_dsl.compiler.operators import (
     Form,
     Inverse,
+    LearnedInverse,
     Mistake,
     Mode,
     NoInverse,
@@ -94,4 +95,8 @@ class Norm(Operator):
         return Typing((tokens,), norm_slots(self.form, width), flops=5 * tokens.elements)
 
     def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
-        return NoInverse("a norm forgets each token's mean and size")
+        if isinstance(mode, LearnedInverse):
+            return Inverse(Norm(by=self.by, eps=self.eps))
+        return NoInverse(
+            "it forgets each token's mean and size", "mode = learned, or no norm outside a branch"
+        )

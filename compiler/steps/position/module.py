@@ -9,6 +9,7 @@ from torch import Tensor
 from crate_dsl.compiler.modules import StepModule
 from crate_dsl.compiler.operators import Typing
 from crate_dsl.compiler.steps.position.operator import Position as PositionOperator
+from crate_dsl.compiler.steps.position.operator import Unposition as UnpositionOperator
 from crate_dsl.compiler.steps.position.tables import cubic, sincos_table
 
 
@@ -33,17 +34,29 @@ class Position(StepModule):
         self.register_buffer(name, torch.from_numpy(table.astype(np.float32)), persistent=False)
 
     def forward(self, z_bnd: Tensor) -> Tensor:
-        if self.facts.resized_from is not None:
-            return z_bnd + self.resized()
-        return z_bnd + (self.table[: z_bnd.shape[1]] if self.facts.sliced else self.table)
+        return z_bnd + self.positions(z_bnd.shape[1], self.table)
 
-    def resized(self) -> Tensor:
+    def positions(self, count: int, table: Tensor) -> Tensor:
+        """What is added to so many tokens: (N, d)."""
+        if self.facts.resized_from is not None:
+            return self._resized(table)
+        return table[:count] if self.facts.sliced else table
+
+    def _resized(self, table: Tensor) -> Tensor:
         """The table with its grid interpolated to the input's; other tokens keep their rows: (N, d)."""
         (patches,) = self.facts.patches
         rows, columns = self.facts.resized_from
         count = rows * columns
-        before, grid, after = self.table.split(
-            [patches.start, count, self.table.shape[0] - patches.start - count]
-        )
+        before, grid, after = table.split([patches.start, count, table.shape[0] - patches.start - count])
         grid_hcd = (self.rows_hr @ grid.reshape(rows, -1)).unflatten(1, (columns, -1))
         return torch.cat([before, (self.columns_wc @ grid_hcd).flatten(0, 1), after])
+
+
+class Unposition(Position):
+    """Subtracts positions: (B, N, d) -> (B, N, d). A learned table is the other step's."""
+
+    def __init__(self, operator: UnpositionOperator, typing: Typing) -> None:
+        super().__init__(operator.of, typing)
+
+    def forward(self, z_bnd: Tensor, *, table: Tensor | None = None) -> Tensor:
+        return z_bnd - self.positions(z_bnd.shape[1], self.table if table is None else table)

@@ -6,11 +6,20 @@ import numpy as np
 
 from crate_dsl.compiler.functions import Body
 from crate_dsl.compiler.operators import Typing
-from crate_dsl.compiler.steps.position.operator import Position, Positions
+from crate_dsl.compiler.steps.position.operator import Position, Positions, Unposition
 from crate_dsl.compiler.steps.position.tables import cubic, sincos_table
 
 
 def position(b: Body, op: Position, typing: Typing, z_bnd: str, *, table: str | None = None) -> str:
+    return b("Add", z_bnd, _positions(b, op, typing, z_bnd, table))
+
+
+def unposition(b: Body, op: Unposition, typing: Typing, z_bnd: str, *, table: str | None = None) -> str:
+    return b("Sub", z_bnd, _positions(b, op.of, typing, z_bnd, table))
+
+
+def _positions(b: Body, op: Position, typing: Typing, z_bnd: str, table: str | None) -> str:
+    """What is added to the tokens: (N, d)."""
     facts: Positions = typing.facts
     width = typing.output.shape[1].bound
     if table is None:
@@ -20,7 +29,7 @@ def position(b: Body, op: Position, typing: Typing, z_bnd: str, *, table: str | 
     elif facts.sliced:
         tokens = b("Shape", z_bnd, start=1, end=2)
         table = b("Slice", table, b.integers(0), tokens, b.integers(0))
-    return b("Add", z_bnd, table)
+    return table
 
 
 def _resized(b: Body, facts: Positions, table: str, width: int) -> str:

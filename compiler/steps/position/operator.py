@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from pydantic import InstanceOf
+
 from crate_dsl.compiler.operators import (
+    Certificate,
     Initial,
     Inverse,
     Mistake,
@@ -13,6 +16,7 @@ from crate_dsl.compiler.operators import (
     NoInverse,
     Normal,
     Operator,
+    OperatorKind,
     Positive,
     Slot,
     Typing,
@@ -97,7 +101,10 @@ class Position(Operator):
         return Typing((tokens,), {"table": slot}, facts, tokens.elements + resizing)
 
     def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
-        return NoInverse("its inverse, subtracting the positions, is not there yet")
+        return Inverse(Unposition(of=self), {} if self.table == "sincos" else {"table": "table"})
+
+    def certificate(self, *inputs: TensorType) -> Certificate | NoInverse:
+        return Certificate(1.0, "what was added is subtracted")
 
     def _check_arguments(self) -> None:
         """Refuse arguments that would do nothing."""
@@ -202,6 +209,19 @@ class Position(Operator):
         return Positions(
             _known(tokens), sliced=False, patches=tuple(_place(tokens, segment) for segment in cut)
         )
+
+
+class Unposition(Operator):
+    """Subtracts what a `position` added: the compiler makes it where a stage is undone."""
+
+    word: ClassVar[str] = "unposition"
+    kind: ClassVar[OperatorKind] = "lowered"
+    formula: ClassVar[str] = r"z_i - E_i"
+
+    of: InstanceOf[Position]
+
+    def infer(self, *inputs: TensorType) -> Typing:
+        return self.of.infer(*inputs)
 
 
 def _check_places(tokens: TensorType) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from crate_dsl.compiler.operators import (
+    Certificate,
     Inverse,
     Mistake,
     Mode,
@@ -51,6 +52,9 @@ class Prepend(Operator):
     def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
         return Inverse(Drop(tokens=Tokens(self.tokens.name)))
 
+    def certificate(self, *inputs: TensorType) -> Certificate | NoInverse:
+        return Certificate(1.0, "what was joined is left out again")
+
 
 class Append(Operator):
     """Puts a `learn` after the tokens, the same for every sample: float[N, dim] -> float[N + k, dim].
@@ -73,6 +77,9 @@ class Append(Operator):
 
     def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
         return Inverse(Drop(tokens=Tokens(self.tokens.name)))
+
+    def certificate(self, *inputs: TensorType) -> Certificate | NoInverse:
+        return Certificate(1.0, "what was joined is left out again")
 
 
 def _new_segment(step: str, learn: Weight, tokens: TensorType) -> Segment:
