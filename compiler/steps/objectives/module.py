@@ -29,11 +29,11 @@ class Mse(StepModule):
     ) -> Tensor:
         if self.operator.normalize == "patch":
             target = normalized(target)
-        if on is None and except_ is None:
-            return F.mse_loss(output, target)
-        error_bn = (output - target).square().mean(dim=-1)
         if except_ is not None:
-            on = torch.ones_like(error_bn, dtype=torch.bool).scatter(1, except_, value=False)
+            on = torch.ones_like(output[..., 0], dtype=torch.bool).scatter(1, except_, value=False)
+        if on is None:
+            return F.mse_loss(output, target)
+        error_bn = F.mse_loss(output, target, reduction="none").mean(dim=-1)
         # A mean over no token is 0 / 0. Nothing is to be completed there, and nothing is wrong: the loss is 0, and so
         # is its gradient. The count is a whole number, so that the bound changes no other mean.
         return (error_bn * on).sum() / on.sum().clamp(min=1)
