@@ -334,6 +334,9 @@ class Expressions:
                 also=also,
                 place=place,
             )
+        for guard in typing.guards:
+            where = spans.get(guard.at, span) if guard.at else span
+            self.error(guard.code, where, guard.message, guard.help, place=place)
         results = self.recorder.step(
             path, operator, typing, tuple(t.value for t in inputs), ports, span, place
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,13 +25,14 @@ class Body:
     'relu_2'
     """
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "") -> None:
         self.nodes: list[onnx.NodeProto] = []
+        self._prefix = prefix
         self._constants: dict[bytes, str] = {}
         self._count = 0
 
     def _name(self, op_type: str) -> str:
-        name = f"{op_type.lower()}_{self._count}"
+        name = f"{self._prefix}{op_type.lower()}_{self._count}"
         self._count += 1
         return name
 
@@ -70,6 +71,34 @@ class Body:
         if slot is None:
             return self.number(float(value))
         return self("Reshape", slot, self.integers(-1, 1, 1)) if isinstance(value, Port) else slot
+
+    def repeat(self, times: int, start: str, turn: Callable[[Body, str], str]) -> str:
+        """A float tensor through `turn` so many times, from `start`. A turn sees every name that is there before it.
+
+        Several turns are a `Loop`: the file holds one of them.
+        """
+        if times <= 1:
+            return turn(self, start) if times else start
+        prefix = self._name("turn") + "."
+        inner, state = Body(prefix), f"{prefix}state"
+        result = turn(inner, state)
+        go_on, went_on, iteration = f"{prefix}go_on", f"{prefix}went_on", f"{prefix}iteration"
+        inner.nodes.append(helper.make_node("Identity", [go_on], [went_on]))
+        graph = helper.make_graph(
+            inner.nodes,
+            prefix.rstrip("."),
+            [
+                helper.make_tensor_value_info(iteration, onnx.TensorProto.INT64, []),
+                helper.make_tensor_value_info(go_on, onnx.TensorProto.BOOL, []),
+                helper.make_tensor_value_info(state, onnx.TensorProto.FLOAT, None),
+            ],
+            [
+                helper.make_tensor_value_info(went_on, onnx.TensorProto.BOOL, []),
+                helper.make_tensor_value_info(result, onnx.TensorProto.FLOAT, None),
+            ],
+        )
+        trips = self.constant(np.asarray(times, np.int64))
+        return self("Loop", trips, "", start, body=graph)
 
     def function(self, name: str, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.FunctionProto:
         """The finished function."""

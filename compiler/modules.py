@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from crate_dsl.compiler.operators import Learned, Operator, Port, Typing
+from crate_dsl.compiler.types import TensorType
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """How far a step is from the identity, read off its weights.
+
+    `lipschitz` bounds the Lipschitz constant of F where the step is X + F(X), or its inverse: below 1, iterating
+    X = Y - F(X) converges at least at that rate. None where there is no such number; `reason` says where it comes from,
+    or why there is none.
+    """
+
+    lipschitz: float | None
+    reason: str
 
 
 class StepModule(nn.Module):
@@ -31,6 +46,12 @@ class StepModule(nn.Module):
         `forward` may be faster; that both give the same is a law, held by the tests for every step.
         """
         return {"out": self(*piped, **named)}
+
+    def bound(self, *inputs: TensorType, **given: Tensor) -> Bound:
+        """How far the step is from the identity where it is applied to `inputs`; `given` are the weights that
+        are another step's.
+        """
+        return Bound(None, f"`{self.operator.word}` says nothing of its Lipschitz constant")
 
     def weight_of(self, name: str, given: Mapping[str, Tensor]) -> Tensor | None:
         """A weight: handed over where it is another step's, else the step's own; None where there is none."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 _STEPS = (
     "ema each scan unscan shift corrupt merge tile quantize crops augment "
-    "mask_tokens drop_path cross_compress decompress densify sinusoid rotary flow denoise diffusion "
+    "mask_tokens drop_path cross_compress densify sinusoid rotary flow denoise diffusion "
     "denoising next_token masked_token sparse_rate rate rate_reduction commitment match info_nce "
     "rotation"
 )
@@ -27,9 +27,7 @@ ARGUMENTS = frozenset(
 WORDS = frozenset(
     (step, argument, word)
     for (step, argument), words in {
-        ("compress", "gradient"): "exact neumann statistics representatives",
-        ("compress", "step"): "relative",
-        ("compress", "constraint"): "orthonormal",
+        ("compress", "gradient"): "statistics representatives",
         ("sparsify", "constraint"): "orthonormal",
     }.items()
     for word in words.split()

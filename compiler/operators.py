@@ -157,18 +157,32 @@ class Ref:
 
 
 @dataclass(frozen=True, slots=True)
+class Guard:
+    """A warning of a type rule: the step means something, but not what its derivation promises. `at` is the argument
+    that is to blame.
+    """
+
+    code: str
+    message: str
+    help: str
+    at: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Typing:
     """What a type rule says of one use of a step.
 
     `weights` names what the step owns (`Slot`) or borrows (`Weight`); `facts` is plain frozen data that the torch and
     ONNX faces need to know of the input's type or layout (a position, a grid), None where the arguments say it all;
-    `flops` counts 2 for each multiply-add, for one sample, at the bound of symbolic lengths.
+    `flops` counts 2 for each multiply-add, for one sample, at the bound of symbolic lengths; `guards` are told as
+    warnings at the step's place.
     """
 
     outputs: tuple[TensorType, ...]
     weights: Mapping[str, Slot | Weight] = field(default_factory=dict)
     facts: Any = None
     flops: int = 0
+    guards: tuple[Guard, ...] = ()
 
     @property
     def output(self) -> TensorType:
@@ -279,12 +293,15 @@ class Operator(BaseModel):
     #: LaTeX, with ``source`` naming the paper and equation.
     formula: ClassVar[str] = ""
     source: ClassVar[str] = ""
-    #: The tensors beside its result that a reader of the step asks for; the torch face's `explain` gives them.
-    taps: ClassVar[tuple[str, ...]] = ()
     #: True where the step does nothing once trained (dropout): it may stand in an exported part.
     identity_at_inference: ClassVar[bool] = False
     #: The slot that `transpose(stage)` reads backwards, where the step is a linear map and so has one.
     transposable: ClassVar[str | None] = None
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """The tensors beside its result that a reader of the step asks for; the torch face's `explain` gives them."""
+        return ()
 
     def infer(self, *inputs: TensorType) -> Typing:
         """The type rule. `inputs` are the piped value(s); tensors given by argument are `Port` fields.

@@ -79,7 +79,7 @@ def _results(node: Node) -> list[str]:
 
 
 def _taps(node: Node) -> list[str]:
-    return [f"{node.name}.{tap}" for tap in type(node.operator).taps]
+    return [f"{node.name}.{tap}" for tap in node.operator.taps]
 
 
 def _wanted(graph: ModelGraph, globs: Sequence[str]) -> frozenset[str]:
@@ -137,7 +137,10 @@ def _walk(net: Network, wanted: frozenset[str], values: dict[Value, Tensor]) -> 
         read_last[reader].append(value)
     for node in nodes:
         explained = not wanted.isdisjoint(_taps(node))
-        results, taps = _step(net, node, values, explained)
+        piped = [values[value] for value in node.inputs]
+        ports = {name: values[value] for name, value in node.ports.items()}
+        results, taps = call_step(net, node, piped, ports, explained=explained)
+        del piped, ports
         for value in read_last[node.name]:
             del values[value]
         for tap in list(taps):
@@ -151,12 +154,14 @@ def _walk(net: Network, wanted: frozenset[str], values: dict[Value, Tensor]) -> 
                 yield path, tensor
 
 
-def _step(
-    net: Network, node: Node, values: Mapping[Value, Tensor], explained: bool
+def call_step(
+    net: Network, node: Node, piped: Sequence[Tensor], ports: Mapping[str, Tensor], *, explained: bool = False
 ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """One use of a step: its results, and its taps if they are asked for."""
-    piped = [values[value] for value in node.inputs]
-    named = {name: values[value] for name, value in node.ports.items()}
+    """One step of a network on other tensors, with the weights of that use: its results, and its taps if asked for.
+
+    `ports` are the tensors that it takes by argument. Gradients are as the caller has them.
+    """
+    named = dict(ports)
     for name, ref in node.weights.items():
         if name not in node.slots:
             weight = net.get_parameter(ref.slot)

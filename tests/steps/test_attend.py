@@ -69,7 +69,7 @@ def test_module_and_onnx_are_the_formula(variant: str, batch: int) -> None:
     (exported,) = item.onnx(z, **given)
     assert np.abs(exported - wanted.numpy()).max() < SINGLE
     taps = deepcopy(item.module).double().explain(z.double(), **given)
-    assert set(taps) == {*Attend.taps, "out"}
+    assert set(taps) == {*item.operator.taps, "out"}
     assert (taps["out"] - wanted).abs().max() < EXACT
     assert (taps["attention"] - torch.stack(attention, 1)).abs().max() < EXACT
     assert (taps["attention"] @ taps["value"]).shape == (

@@ -179,7 +179,7 @@ def test_lengths_may_be_symbolic() -> None:
         ({"gradient": "softmax", "out": "free"}, "E0305"),
         ({"gradient": "softmax", "mask": "causal"}, "E0305"),
         ({"out": "tied", "bias": True}, "E0305"),
-        ({"constraint": "orthonormal"}, "E0901"),
+        ({"constraint": "orthonormal"}, "E0340"),
         ({"mask": Port(TensorType("bool", (Dim(N + 1),)))}, "E0406"),
         ({"mask": Port(floats(N))}, "E0406"),
     ],

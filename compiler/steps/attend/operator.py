@@ -37,12 +37,15 @@ class Attend(Operator):
     source: ClassVar[str] = (
         "Vaswani et al. 2017, Attention Is All You Need, arXiv 1706.03762, eq. 1 and section 3.2.2"
     )
-    taps: ClassVar[tuple[str, ...]] = ("query", "key", "value", "attention")
 
     heads: Whole
     mask: Literal["none", "causal"] | Port = "none"
     bias: bool = True
     dropout: Fraction01 = 0.0
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        return ("query", "key", "value", "attention")
 
     def infer(self, *inputs: TensorType) -> Typing:
         (tokens,) = inputs

@@ -1,63 +1,228 @@
-"""`compress` in torch. Axes: B batch, N tokens, d width, K subspaces, p rank."""
+"""`compress` and `decompress` in torch. Axes: B batch, N tokens, d width, K subspaces, p rank, m = K p."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from crate_dsl.compiler.modules import StepModule
+from crate_dsl.compiler.modules import Bound, StepModule
 from crate_dsl.compiler.steps.norm.module import normalise
+from crate_dsl.compiler.types import TensorType
+
+#: I + α WᵀW is rounded in proportion to its largest eigenvalue: an identity below so many spacings of that is lost.
+LOST = 8
 
 
-class Compress(StepModule):
-    """Z + κ MSSA(norm Z | U) as published, or Z - κα (X - U-combination of softmax heads) as derived: (B, N,
-    d) -> (B, N, d).
+def precise(values: Tensor) -> Tensor:
+    """In float32 where they are of half precision, whose products are too coarse to be solved with."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def damped(w_bknp: Tensor, alpha: float) -> Tensor:
+    """(I + α W Wᵀ)⁻¹ W for every subspace, where tokens are columns of W and rows here.
+
+    The p x p matrices are positive definite. Where α‖W‖² exceeds what the arithmetic can hold beside 1, the identity is
+    raised to what it does hold, so that they stay so for tokens of every size.
+    """
+    gram_bkpp = w_bknp.mT @ w_bknp
+    with torch.no_grad():
+        size_bk = alpha * gram_bkpp.diagonal(dim1=-2, dim2=-1).sum(-1)
+        floor_bk = (LOST * torch.finfo(w_bknp.dtype).eps * size_bk).clamp(min=1)
+    identity_pp = torch.eye(w_bknp.shape[-1], dtype=w_bknp.dtype, device=w_bknp.device)
+    factor_bkpp, _ = torch.linalg.cholesky_ex(alpha * gram_bkpp + floor_bk[..., None, None] * identity_pp)
+    return torch.cholesky_solve(w_bknp.mT, factor_bkpp).mT
+
+
+def series(w_bknp: Tensor, alpha: float) -> Tensor:
+    """W - α W WᵀW: the same, to first order in α W Wᵀ."""
+    return w_bknp - alpha * w_bknp @ (w_bknp.mT @ w_bknp)
+
+
+@torch.no_grad()
+def squared_norm(subspaces_md: Tensor) -> Tensor:
+    """‖U‖₂²: the largest eigenvalue of the smaller of U Uᵀ and UᵀU."""
+    u_md = precise(subspaces_md)
+    gram = u_md @ u_md.T if u_md.shape[0] <= u_md.shape[1] else u_md.T @ u_md
+    return torch.linalg.eigvalsh(gram)[-1]
+
+
+class SubspaceModule(StepModule):
+    """The branch F of `compress` and `decompress`.
+
+    `given` are tensors by name: those handed over by argument, and the weights that are another's.
     """
 
-    subspaces: Tensor
-    out_weight: Tensor
-
-    def forward(
-        self,
-        z_bnd: Tensor,
-        *,
-        mask: Tensor | None = None,
-        step: Tensor | None = None,
-        scale: Tensor | None = None,
-    ) -> Tensor:
+    def _rate(self, z_bnd: Tensor, given: Mapping[str, Tensor]) -> Tensor | float:
+        """What the branch is multiplied by: κ with attention as published, κα in derived steps."""
         op = self.operator
-        x_bnd = normalise(
-            op.norm, z_bnd, getattr(self, "norm_weight", None), getattr(self, "norm_bias", None)
-        )
+        if op.fraction is not None:
+            # κα‖U‖² = c: α cancels, and orthonormal bases have ‖U‖ = 1.
+            if op.constraint == "orthonormal":
+                return float(op.fraction)
+            with torch.autocast(z_bnd.device.type, enabled=False):
+                return op.fraction / squared_norm(self._bases(given))
+        if op.step is None:
+            return 1.0 if op.gradient == "attention" else 0.5
+        kappa = self.scalar("step", given.get("step"))
+        return kappa if op.gradient == "attention" else kappa * op.alpha(z_bnd.shape[1])
+
+    def _branch(self, z_bnd: Tensor, rate: Tensor | float, given: Mapping[str, Tensor]) -> Tensor:
+        """F(Z): (B, N, d) -> (B, N, d)."""
+        op = self.operator
+        x_bnd = self._normalised(z_bnd, given)
         # U_k^T X for every subspace at once; tokens are rows here.
-        w_bnm = F.linear(x_bnd, self.subspaces)
+        w_bnm = F.linear(x_bnd, self._bases(given))
+        if op.spectral:
+            return -rate * self._spectral(w_bnm, given)
         # A softmax scale that is a number is left to the kernel; one that is a tensor multiplies the queries.
         fixed = op.scale is None or isinstance(op.scale, float)
-        query_bnm = w_bnm if fixed else w_bnm * self.scalar("scale", scale)
         w_bknp = self._heads(w_bnm)
         heads_bknp = F.scaled_dot_product_attention(
-            w_bknp if fixed else self._heads(query_bnm),
+            w_bknp if fixed else self._heads(w_bnm * self.scalar("scale", given.get("scale"))),
             w_bknp,
             w_bknp,
-            attn_mask=None if mask is None else mask[:, None, None, :],
+            attn_mask=self._mask(given),
             is_causal=op.mask == "causal",
             scale=op.softmax_scale if fixed else 1.0,
         )
-        heads_bnm = heads_bknp.transpose(1, 2).flatten(-2)
+        return self._led_back(x_bnd, heads_bknp, rate, given)
+
+    def _spectral(self, w_bnm: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        """∇Rᶜ / α, exactly or to first order: eqs. 31 and 32."""
+        op = self.operator
+        with torch.autocast(w_bnm.device.type, enabled=False):
+            w_bknp, alpha = self._heads(precise(w_bnm)), op.alpha(w_bnm.shape[1])
+            g_bknp = damped(w_bknp, alpha) if op.gradient == "exact" else series(w_bknp, alpha)
+        return self._joined(g_bknp) @ self._bases(given)
+
+    def _led_back(
+        self, x_bnd: Tensor, heads_bknp: Tensor, rate: Tensor | float, given: Mapping[str, Tensor]
+    ) -> Tensor:
+        """What the heads amount to: (B, K, N, p) -> (B, N, d)."""
+        op, heads_bnm = self.operator, self._joined(heads_bknp)
         if op.gradient == "softmax":
             # eq. 33: (1 - κα) X + κα MSSA(X), with α = p / (N ε²) and MSSA itself carrying a factor α.
-            alpha = op.rank / (z_bnd.shape[1] * op.eps**2)
-            mssa_bnd = alpha * (heads_bnm @ self.subspaces)
-            kappa = 0.5 / alpha if op.step is None else self.scalar("step", step)
-            return z_bnd + kappa * alpha * (mssa_bnd - x_bnd)
-        out_bnd = (
-            heads_bnm @ self.subspaces
-            if op.tied
-            else F.linear(heads_bnm, self.out_weight, getattr(self, "out_bias", None))
-        )
+            return rate * (op.alpha(x_bnd.shape[1]) * (heads_bnm @ self._bases(given)) - x_bnd)
+        if op.tied:
+            out_bnd = heads_bnm @ self._bases(given)
+        else:
+            weight = self.weight_of("out_weight", given)
+            assert weight is not None
+            out_bnd = F.linear(heads_bnm, weight, self.weight_of("out_bias", given))
         out_bnd = F.dropout(out_bnd, op.dropout, self.training)
-        return z_bnd + (out_bnd if op.step is None else self.scalar("step", step) * out_bnd)
+        return out_bnd if op.step is None else rate * out_bnd
+
+    # -------------------------------------------------------------- what can be seen
+
+    def _explained(self, z_bnd: Tensor, given: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """F(Z) and the taps, the softmax written out."""
+        op, rate = self.operator, self._rate(z_bnd, given)
+        x_bnd = self._normalised(z_bnd, given)
+        w_bnm = F.linear(x_bnd, self._bases(given))
+        w_bknp = self._heads(w_bnm)
+        taps = {"norm": x_bnd, "projection": w_bknp}
+        alpha = op.alpha(z_bnd.shape[1])
+        if op.spectral:
+            ascent_bnd = self._spectral(w_bnm, given)
+            return -rate * ascent_bnd, taps | {"gradient": alpha * ascent_bnd}
+        fixed = op.scale is None or isinstance(op.scale, float)
+        query_bnm = w_bnm * (op.softmax_scale if fixed else self.scalar("scale", given.get("scale")))
+        logits_bknn = self._heads(query_bnm) @ w_bknp.mT
+        mask = self._mask(given)
+        if mask is not None:
+            logits_bknn = logits_bknn.masked_fill(~mask, -torch.inf)
+        if op.mask == "causal":
+            later_nn = torch.ones(logits_bknn.shape[-2:], dtype=torch.bool, device=z_bnd.device).triu(1)
+            logits_bknn = logits_bknn.masked_fill(later_nn, -torch.inf)
+        attention_bknn = logits_bknn.softmax(-1)
+        branch_bnd = self._led_back(x_bnd, attention_bknn @ w_bknp, rate, given)
+        taps["attention"] = attention_bknn
+        if op.gradient == "softmax":
+            taps["gradient"] = -alpha * self._led_back(x_bnd, attention_bknn @ w_bknp, 1.0, given)
+        return branch_bnd, taps
+
+    def bound(self, *inputs: TensorType, **given: Tensor) -> Bound:
+        """κα‖U‖₂² for the exact gradient of tokens as they are: the slope of its spectral function is at most α."""
+        op = self.operator
+        if op.gradient != "exact":
+            return Bound(
+                None, f"`gradient = {op.gradient}` has no Lipschitz constant that holds for every input"
+            )
+        if op.norm.word != "none":
+            return Bound(
+                None, "the norm in the branch stretches tokens that are nearly constant without bound"
+            )
+        if op.fraction is not None:
+            return Bound(float(op.fraction), f"κα‖U‖₂² = {op.fraction:g}, by its relative step")
+        kappa = self.weight_of("step", given)
+        if kappa is None and not isinstance(op.step, float):
+            return Bound(None, "its step is handed over, sample by sample")
+        kappa = float(op.step if kappa is None else kappa.abs().max())
+        # α is largest where there are fewest tokens.
+        dim = inputs[0].shape[0]
+        fewest = dim.offset + (dim.scale if dim.symbol else 0)
+        alpha, norm = op.alpha(fewest), float(squared_norm(self._bases(given)))
+        found = kappa * alpha * norm
+        return Bound(found, f"κα‖U‖₂² = {kappa:.3g} · {alpha:.3g} · {norm:.3g}")
+
+    # -------------------------------------------------------------- pieces
+
+    def _bases(self, given: Mapping[str, Tensor]) -> Tensor:
+        """U, its vectors as rows: (m, d)."""
+        bases = self.weight_of("subspaces", given)
+        assert bases is not None
+        return bases
+
+    def _normalised(self, z_bnd: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        weight, bias = self.weight_of("norm_weight", given), self.weight_of("norm_bias", given)
+        return normalise(self.operator.norm, z_bnd, weight, bias)
+
+    @staticmethod
+    def _mask(given: Mapping[str, Tensor]) -> Tensor | None:
+        """Which tokens are attended to: (B, 1, 1, N)."""
+        return given["mask"][:, None, None, :] if "mask" in given else None
 
     def _heads(self, w_bnm: Tensor) -> Tensor:
-        """(B, N, K p) -> (B, K, N, p)."""
+        """(B, N, m) -> (B, K, N, p)."""
         return w_bnm.unflatten(-1, (self.operator.subspaces, self.operator.rank)).transpose(1, 2)
+
+    @staticmethod
+    def _joined(w_bknp: Tensor) -> Tensor:
+        """(B, K, N, p) -> (B, N, m)."""
+        return w_bknp.transpose(1, 2).flatten(-2)
+
+
+class Compress(SubspaceModule):
+    """Z + F(Z): (B, N, d) -> (B, N, d)."""
+
+    def forward(self, z_bnd: Tensor, **given: Tensor) -> Tensor:
+        return z_bnd + self._branch(z_bnd, self._rate(z_bnd, given), given)
+
+    def explain(self, z_bnd: Tensor, **given: Tensor) -> dict[str, Tensor]:
+        branch_bnd, taps = self._explained(z_bnd, given)
+        return taps | {"out": z_bnd + branch_bnd}
+
+
+class Decompress(SubspaceModule):
+    """X where X + F(X) = Y, by iteration from Y: (B, N, d) -> (B, N, d)."""
+
+    def forward(self, y_bnd: Tensor, **given: Tensor) -> Tensor:
+        return self._iterated(y_bnd, self._sweeps(y_bnd), given)
+
+    def explain(self, y_bnd: Tensor, **given: Tensor) -> dict[str, Tensor]:
+        before_bnd = self._iterated(y_bnd, self._sweeps(y_bnd) - 1, given)
+        branch_bnd, taps = self._explained(before_bnd, given)
+        return taps | {"out": y_bnd - branch_bnd}
+
+    def _iterated(self, y_bnd: Tensor, times: int, given: Mapping[str, Tensor]) -> Tensor:
+        rate, x_bnd = self._rate(y_bnd, given), y_bnd
+        for _ in range(times):
+            x_bnd = y_bnd - self._branch(x_bnd, rate, given)
+        return x_bnd
+
+    def _sweeps(self, y_bnd: Tensor) -> int:
+        times: int = self.operator.sweeps(torch.finfo(y_bnd.dtype).eps)
+        return times

@@ -1,11 +1,31 @@
-"""`compress` in ONNX: the standard `Attention` operator with q = k = v. Axes: B batch, N tokens, d width, m = K p."""
+"""`compress` and `decompress` in ONNX. Axes: B batch, N tokens, d width, K subspaces, p rank, m = K p.
+
+Attention is the standard operator with q = k = v. The exact gradient needs the inverse of p x p matrices, for which
+ONNX has no operator: it is iterated.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
+
 from crate_dsl.compiler.functions import Body
 from crate_dsl.compiler.operators import Typing
-from crate_dsl.compiler.steps.compress.operator import Compress
+from crate_dsl.compiler.steps.compress.operator import FLOAT32_SPACING, Compress, Decompress, SubspaceStep
 from crate_dsl.compiler.steps.norm.onnx import normalise
+
+#: I + α WᵀW is rounded in proportion to its largest eigenvalue: an identity below so many spacings of that is lost.
+LOST = 8
+
+#: Newton-Schulz steps towards an inverse. Eigenvalues lie in [f, f + s] with s ≤ f / (8 · 2⁻²³), see `inverted`: the
+#: start is off by ρ = s / (2 f + s) ≤ 1 - 2⁻¹⁹, and each step, rescaled, leaves ρ² / (2 - ρ²): after 10 of them that
+#: is 0.6, after 14 it is 2⁻³², below float32's rounding.
+NEWTON_STEPS = 14
+
+#: Squarings towards a spectral norm: the estimate from G^(2^k) is low by at most ln(n) / 2^k for n x n matrices, which
+#: for n = 4096 and k = 26 is 1.2e-7, float32's rounding.
+SQUARINGS = 26
 
 
 def square_mask(b: Body, mask_bn: str) -> str:
@@ -15,27 +35,98 @@ def square_mask(b: Body, mask_bn: str) -> str:
     return b("Expand", b("Unsqueeze", mask_bn, b.integers(1, 2)), shape)
 
 
-def compress(
-    b: Body,
-    op: Compress,
-    typing: Typing,
-    z_bnd: str,
-    *,
-    subspaces: str,
-    norm_weight: str | None = None,
-    norm_bias: str | None = None,
-    out_weight: str | None = None,
-    out_bias: str | None = None,
-    mask: str | None = None,
-    step: str | None = None,
-    scale: str | None = None,
+def token_alpha(b: Body, op: SubspaceStep, z_bnd: str) -> str:
+    """α = p / (N ε²), which published attention does without."""
+    if op.gradient == "attention":
+        return ""
+    tokens = b("Cast", b("Shape", z_bnd, start=1, end=2), to=1)
+    return b("Div", b.number(op.rank / op.eps**2), tokens)
+
+
+def squared_norm(b: Body, op: SubspaceStep, subspaces_md: str, width_first: bool) -> str:
+    """‖U‖₂², of the weight alone: G and G^(2^k), scaled to trace 1, have the trace of their product near ‖G‖₂."""
+    transposed_dm = b("Transpose", subspaces_md, perm=[1, 0])
+    factors = (transposed_dm, subspaces_md) if width_first else (subspaces_md, transposed_dm)
+    gram = b("MatMul", *factors)
+    power = b("Div", gram, b("Sqrt", b("ReduceSumSquare", gram, keepdims=0)))
+    for _ in range(SQUARINGS):
+        # The trace of P² is the sum of the squares of P.
+        power = b("Div", b("MatMul", power, power), b("ReduceSumSquare", power, keepdims=0))
+    return b("ReduceSum", b("Mul", gram, power), keepdims=0)
+
+
+def inverted(b: Body, gram_bkpp: str, alpha: str, rank: int) -> tuple[str, str]:
+    """A = f I + α WᵀW, and its inverse: X <- μ X (2 I - A X), each time rescaled so that A X is centred on I.
+
+    f is 1, unless α‖W‖² is beyond what float32 holds beside 1: then it is what float32 does hold.
+    """
+    axes = b.integers(-2, -1)
+    identity_pp = b.constant(np.eye(rank, dtype=np.float32))
+    # The trace bounds the largest eigenvalue.
+    size = b("ReduceSum", b("Mul", b("Mul", alpha, gram_bkpp), identity_pp), axes, keepdims=1)
+    floor = b("Max", b.number(1.0), b("Mul", b.number(LOST * FLOAT32_SPACING), size))
+    a_bkpp = b("Add", b("Mul", alpha, gram_bkpp), b("Mul", floor, identity_pp))
+    extent = b("Add", b("Add", floor, floor), size)
+    two = b.number(2.0)
+    inverse_bkpp = b("Mul", b("Div", two, extent), identity_pp)
+    rho = b("Div", size, extent)
+    for _ in range(NEWTON_STEPS):
+        square = b("Mul", rho, rho)
+        rest = b("Sub", two, square)
+        residue_bkpp = b("Sub", b("Mul", two, identity_pp), b("MatMul", a_bkpp, inverse_bkpp))
+        inverse_bkpp = b("Mul", b("Div", two, rest), b("MatMul", inverse_bkpp, residue_bkpp))
+        rho = b("Div", square, rest)
+    return a_bkpp, inverse_bkpp
+
+
+def spectral(b: Body, op: SubspaceStep, w_bnm: str, alpha: str, subspaces: str) -> str:
+    """∇Rᶜ / α, exactly or to first order: eqs. 31 and 32."""
+    split = b.integers(0, 0, op.subspaces, op.rank)
+    w_bknp = b("Transpose", b("Reshape", w_bnm, split), perm=[0, 2, 1, 3])
+    gram_bkpp = b("MatMul", b("Transpose", w_bknp, perm=[0, 1, 3, 2]), w_bknp)
+    if op.gradient == "exact":
+        a_bkpp, inverse_bkpp = inverted(b, gram_bkpp, alpha, op.rank)
+        g_bknp = b("MatMul", w_bknp, inverse_bkpp)
+        # Once refined: what is left of W - G A is the rounding of A alone.
+        rest_bknp = b("Sub", w_bknp, b("MatMul", g_bknp, a_bkpp))
+        g_bknp = b("Add", g_bknp, b("MatMul", rest_bknp, inverse_bkpp))
+    else:
+        g_bknp = b("Sub", w_bknp, b("Mul", alpha, b("MatMul", w_bknp, gram_bkpp)))
+    joined = b.integers(0, 0, op.subspaces * op.rank)
+    g_bnm = b("Reshape", b("Transpose", g_bknp, perm=[0, 2, 1, 3]), joined)
+    return b("MatMul", g_bnm, subspaces)
+
+
+def rate_of(b: Body, op: SubspaceStep, typing: Typing, alpha: str, given: Mapping[str, str]) -> str | None:
+    """What the branch is multiplied by: κ with attention as published, κα in derived steps; None for 1."""
+    if op.fraction is not None:
+        # κα‖U‖² = c: α cancels, and orthonormal bases have ‖U‖ = 1.
+        if op.constraint == "orthonormal":
+            return b.number(op.fraction)
+        width = typing.output.shape[-1].bound
+        norm = squared_norm(b, op, given["subspaces"], width < op.subspaces * op.rank)
+        return b("Div", b.number(op.fraction), norm)
+    if op.step is None:
+        return None if op.gradient == "attention" else b.number(0.5)
+    kappa = b.scalar(op, "step", given.get("step"))
+    return kappa if op.gradient == "attention" else b("Mul", kappa, alpha)
+
+
+def branch(
+    b: Body, op: SubspaceStep, z_bnd: str, rate: str | None, alpha: str, given: Mapping[str, str]
 ) -> str:
-    x_bnd = normalise(b, op.norm, z_bnd, norm_weight, norm_bias)
+    """F(Z): what `compress` adds."""
+    subspaces = given["subspaces"]
+    x_bnd = normalise(b, op.norm, z_bnd, given.get("norm_weight"), given.get("norm_bias"))
     w_bnm = b("MatMul", x_bnd, b("Transpose", subspaces, perm=[1, 0]))
+    if op.spectral:
+        assert rate is not None
+        return b("Neg", b("Mul", rate, spectral(b, op, w_bnm, alpha, subspaces)))
+    scale = given.get("scale")
     query_bnm = w_bnm if scale is None else b("Mul", w_bnm, b.scalar(op, "scale", scale))
     arguments = [query_bnm, w_bnm, w_bnm]
-    if mask is not None:
-        arguments.append(square_mask(b, mask))
+    if "mask" in given:
+        arguments.append(square_mask(b, given["mask"]))
     heads_bnm = b(
         "Attention",
         *arguments,
@@ -45,19 +136,28 @@ def compress(
         is_causal=int(op.mask == "causal"),
     )
     if op.gradient == "softmax":
-        tokens = b("Cast", b("Shape", z_bnd, start=1, end=2), to=1)
-        alpha = b("Div", b.number(op.rank / op.eps**2), tokens)
         mssa_bnd = b("Mul", alpha, b("MatMul", heads_bnm, subspaces))
-        direction_bnd = b("Sub", mssa_bnd, x_bnd)
-        rate = b.number(0.5) if op.step is None else b("Mul", b.scalar(op, "step", step), alpha)
-        return b("Add", z_bnd, b("Mul", rate, direction_bnd))
-    if op.tied:
+        out_bnd = b("Sub", mssa_bnd, x_bnd)
+    elif op.tied:
         out_bnd = b("MatMul", heads_bnm, subspaces)
     else:
-        assert out_weight is not None
-        out_bnd = b("MatMul", heads_bnm, b("Transpose", out_weight, perm=[1, 0]))
-        if out_bias is not None:
-            out_bnd = b("Add", out_bnd, out_bias)
-    if op.step is not None:
-        out_bnd = b("Mul", b.scalar(op, "step", step), out_bnd)
-    return b("Add", z_bnd, out_bnd)
+        out_bnd = b("MatMul", heads_bnm, b("Transpose", given["out_weight"], perm=[1, 0]))
+        if op.biased:
+            out_bnd = b("Add", out_bnd, given["out_bias"])
+    return out_bnd if rate is None else b("Mul", rate, out_bnd)
+
+
+def compress(b: Body, op: Compress, typing: Typing, z_bnd: str, **given: str) -> str:
+    alpha = token_alpha(b, op, z_bnd)
+    rate = rate_of(b, op, typing, alpha, given)
+    return b("Add", z_bnd, branch(b, op, z_bnd, rate, alpha, given))
+
+
+def decompress(b: Body, op: Decompress, typing: Typing, y_bnd: str, **given: str) -> str:
+    alpha = token_alpha(b, op, y_bnd)
+    rate = rate_of(b, op, typing, alpha, given)
+
+    def turn(inner: Body, x_bnd: str) -> str:
+        return inner("Sub", y_bnd, branch(inner, op, x_bnd, rate, alpha, given))
+
+    return b.repeat(op.sweeps(FLOAT32_SPACING), y_bnd, turn)
