@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from inspect import cleandoc
+from keyword import iskeyword
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -21,8 +22,9 @@ import crate_dsl
 from crate_dsl.cli.terminal import complain
 from crate_dsl.language.diagnostics import SpecError, UserError, did_you_mean, render_all
 
-#: Each is a function of this name in a module of this name, and its docstring is its help.
-COMMANDS = ("check", "fmt", "show", "train", "export", "run", "explain", "demo")
+#: Each is a function of this name in a module of this name, and its docstring is its help. Where Python keeps the name for
+#: itself, an underscore follows there: `import_`.
+COMMANDS = ("check", "fmt", "show", "train", "import", "export", "run", "explain", "demo")
 #: Set it to see where a mistake of this program comes from.
 TRACEBACK = "CRATE_DSL_TRACEBACK"
 
@@ -52,7 +54,8 @@ class Commands(TyperGroup):
             help = f"did you mean `{near}`?" if near else f"commands: {', '.join(COMMANDS)}"
             raise UserError(f"there is no command `{cmd_name}`", help, exit_code=2)
         single = typer.Typer(**OPTIONS)
-        command = getattr(import_module(f"crate_dsl.cli.{cmd_name}"), cmd_name)
+        name = f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name
+        command = getattr(import_module(f"crate_dsl.cli.{name}"), name)
         single.command(cmd_name, help=_help(command))(command)
         return typer.main.get_command(single)
 

@@ -20,6 +20,14 @@ def export(
         Path, typer.Option("--out", "-o", metavar="FILE.onnx", help="The file.", show_default=False)
     ],
     set: Settings = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.safetensors",
+            help="The network's weights, as `import` writes them.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -34,22 +42,29 @@ def export(
 
     crate-dsl export runs/first --out first.onnx
     crate-dsl export specs/crate.crate@tiny --out untrained.onnx
+    crate-dsl export specs/crate.crate@small --weights small.safetensors -o s.onnx
     """
     if out.suffix != ".onnx":
         raise UserError(f"`{out}` does not end with .onnx", exit_code=2)
     if (Path(target) / "run.json").is_file():
-        if set or seed is not None:
+        if set or weights is not None or seed is not None:
             raise UserError(
-                "a run's parameters and weights are fixed: `--set` and `--seed` go with a spec", exit_code=2
+                "a run's parameters and weights are fixed: `--set`, `--weights` and `--seed` go with a spec",
+                exit_code=2,
             )
         from crate_dsl.training.run import export_run
 
         proof = export_run(target, out)
     else:
+        if weights is not None and seed is not None:
+            raise UserError("`--weights` and `--seed` both say what the weights are", exit_code=2)
         graph = load_and_warn(target, set)
         import crate_dsl
 
-        proof = crate_dsl.export(graph, crate_dsl.build(graph, seed=seed or 0), out)
+        net = crate_dsl.build(graph, seed=seed or 0)
+        if weights is not None:
+            crate_dsl.load_weights(net, weights)
+        proof = crate_dsl.export(graph, net, out)
     print(proof)
     size = sum(file.stat().st_size for file in (out, out.with_name(out.name + ".data")) if file.is_file())
     print(f"\n{out} is written, {size / 1e6:,.1f} MB")

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 import crate_dsl
 from crate_dsl.compiler.graph import ModelGraph
+from crate_dsl.compiler.weights import load_weights
 from crate_dsl.language.diagnostics import UserError
 from crate_dsl.training.batches import Held, Scores, measure
 from crate_dsl.training.data import Data
@@ -45,8 +45,6 @@ MANIFEST, METRICS, WEIGHTS, LAST, TEST = (
     "last.safetensors",
     "test.json",
 )
-#: Names shown of weights that do not fit; the rest is only counted.
-SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -66,8 +64,11 @@ class Run:
         Raises:
             UserError: there are no weights yet, or they are damaged or another network's.
         """
+        path = self.folder / WEIGHTS
+        if not path.is_file():
+            raise UserError(f"{path} is not there: no epoch was completed", "crate-dsl train … --resume")
         net = crate_dsl.build(self.graph(), seed=self.manifest.seed)
-        load_weights(net, self.folder / WEIGHTS)
+        load_weights(net, path)
         return net.eval()
 
     def data(self) -> Data:
@@ -142,34 +143,3 @@ def save_weights(net: nn.Module, path: Path) -> None:
     """Write a network's weights by their spec paths, whole or not at all."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     write_tensors(path, weights, {"format": "pt"})
-
-
-def load_weights(net: nn.Module, path: Path) -> None:
-    """Give a network the weights of a file: all of them, and nothing else.
-
-    Raises:
-        UserError: there is no such file, it is damaged, or its names and shapes are not the network's: each is named.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} is not there: no epoch was completed", "crate-dsl train … --resume")
-    expected = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
-    try:
-        with safe_open(path, "pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            wrong = [f"`{name}` is missing" for name in expected if name not in found]
-            wrong += [f"`{name}` is not known" for name in found if name not in expected]
-            wrong += [
-                f"`{name}` is {list(found[name])}, but must be {list(shape)}"
-                for name, shape in expected.items()
-                if name in found and found[name] != shape
-            ]
-            if wrong:
-                more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-                raise UserError(f"{path} does not fit the network: {'; '.join(wrong[:SHOWN])}{more}")
-            weights = {name: file.get_tensor(name) for name in found}
-    except (SafetensorError, OSError) as problem:
-        raise UserError(f"{path} is cut off or damaged: {problem}") from problem
-    broken = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
-    if broken:
-        raise UserError(f"{path} holds NaN or infinity in `{'`, `'.join(broken[:SHOWN])}`")
-    net.load_state_dict(weights)

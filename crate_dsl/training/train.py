@@ -12,6 +12,7 @@ from rich.console import Console
 
 import crate_dsl
 from crate_dsl.compiler.graph import ModelGraph
+from crate_dsl.compiler.weights import load_weights
 from crate_dsl.language.diagnostics import UserError
 from crate_dsl.training.batches import Batches, Held, Scores, measure
 from crate_dsl.training.data import Data
@@ -29,7 +30,6 @@ from crate_dsl.training.run import (
     TEST,
     WEIGHTS,
     Run,
-    load_weights,
     open_run,
     save_weights,
 )

@@ -1,0 +1,1 @@
+"""The authors' own PyTorch files as weights of a spec's network."""
