@@ -8,6 +8,7 @@ from itertools import groupby
 
 from crate_dsl.compiler.graph import ModelGraph
 from crate_dsl.compiler.types import TensorType
+from crate_dsl.show.pairs import paired_rows
 from crate_dsl.show.steps import Row, edges_of, rows_of
 
 
@@ -42,11 +43,15 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """`boxes` in order; `inside`, the same boxes in their groups; `arrows` between boxes by their places."""
+    """`boxes` in order; `inside`, the same boxes in their groups; `arrows` between boxes by their places.
+
+    `pairs` are boxes of which the later one undoes the earlier.
+    """
 
     boxes: tuple[Box, ...]
     inside: tuple[Box | Group, ...]
     arrows: tuple[tuple[int, int], ...]
+    pairs: tuple[tuple[int, int], ...]
 
 
 def drawing(graph: ModelGraph, *, fold: bool = True) -> Drawing:
@@ -84,7 +89,10 @@ def drawing(graph: ModelGraph, *, fold: bool = True) -> Drawing:
         for edge in edges_of(graph, targets=True)
     }
     forward = tuple(sorted((source, target) for source, target in arrows if source < target))
-    return Drawing(tuple(boxes), tuple(_grouped(boxes, 0)), forward)
+    paired = sorted(
+        (starts[undone.first.name], starts[step.first.name]) for step, undone in paired_rows(graph, rows)
+    )
+    return Drawing(tuple(boxes), tuple(_grouped(boxes, 0)), forward, tuple(paired))
 
 
 def _groups(parts: tuple[str, ...]) -> tuple[str, ...]:

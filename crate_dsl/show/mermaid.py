@@ -20,6 +20,7 @@ def mermaid(graph: ModelGraph, *, fold: bool = True) -> str:
     lines = ["---", f'title: "{title_of(graph)}: {size_of(graph)}"', "---", "flowchart TD"]
     lines += _inside(drawn.inside, count(), 1)
     lines += [f"  n{source} --> n{target}" for source, target in drawn.arrows]
+    lines += [f"  n{undone} -. undone by .-> n{step}" for undone, step in drawn.pairs]
     dashed = ",".join(f"n{box.place}" for box in drawn.boxes if box.training)
     if dashed:
         lines += ["  classDef training stroke-dasharray: 4 3", f"  class {dashed} training"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from xml.etree import ElementTree as Xml
 
 from crate_dsl.compiler.graph import ModelGraph
-from crate_dsl.show.drawing import Box, Drawing, Group, drawing
+from crate_dsl.show.drawing import Box, Group, drawing
 from crate_dsl.show.steps import short, size_of, title_of
 
 #: Sizes in pixels.
@@ -16,9 +16,12 @@ CORNER = 8
 #: The fill of a box by its step: the two white-box steps stand out.
 FILLS = {"compress": "#cfe3fb", "sparsify": "#fde2c4"}
 OTHER_FILL, END_FILL, GROUP_FILL, INK, FAINT = "#f4f4f5", "#e3f3e4", "#8080800f", "#1f2328", "#656d76"
+#: The lines on the left, between a step and the one that undoes it.
+PAIR = "#8250df"
 STYLE = (
     f"text {{ font: 13px system-ui, sans-serif; fill: {INK} }} .faint {{ fill: {FAINT}; font-size: 11px }} "
-    f".title {{ font-weight: 600 }} .line {{ stroke: {FAINT}; fill: none; stroke-width: 1.3 }}"
+    f".title {{ font-weight: 600 }} .line {{ stroke: {FAINT}; fill: none; stroke-width: 1.3 }} "
+    f".pair {{ stroke: {PAIR}; fill: none; stroke-width: 1.3; stroke-dasharray: 5 3 }}"
 )
 
 
@@ -33,15 +36,16 @@ class _Placed:
 def svg(graph: ModelGraph, *, fold: bool = True) -> str:
     """The graph as an SVG document; with `fold`, equal layers of a repeat are one group.
 
-    What only training runs is dashed. A browser shows a step's path, cost and place in the spec when the mouse rests
-    on it.
+    What only training runs is dashed; so are the lines on the left, from a step to the one that undoes it. A browser
+    shows a step's path, cost and place in the spec when the mouse rests on it.
     """
     drawn = drawing(graph, fold=fold)
     placed = _Placed({}, [])
     depth = max((len(box.groups) for box in drawn.boxes), default=0)
-    left = MARGIN + depth * INDENT
+    paired = _lanes(drawn.pairs)
+    left = MARGIN + depth * INDENT + LANE * max(paired.values(), default=0)
     bottom = _place(drawn.inside, placed, MARGIN + 2 * HEADER, left, 0)
-    lanes = _lanes(drawn)
+    lanes = _lanes(drawn.arrows)
     width = left + BOX_WIDTH + depth * INDENT + MARGIN + LANE * (1 + max(lanes.values(), default=0))
     root = Xml.Element(
         "svg",
@@ -74,6 +78,8 @@ def svg(graph: ModelGraph, *, fold: bool = True) -> str:
         _text(root, x + CORNER, top + 16, group.name + layers, "faint")
     for source, target in drawn.arrows:
         _arrow(root, placed, source, target, lanes.get((source, target)), left + BOX_WIDTH + depth * INDENT)
+    for (undone, step), lane in paired.items():
+        _pair(root, placed, undone, step, left - depth * INDENT - lane * LANE)
     for at, (x, top) in placed.boxes.items():
         _box(root, drawn.boxes[at], x, top)
     Xml.indent(root)
@@ -105,11 +111,11 @@ def _boxes(group: Group) -> Iterator[Box]:
             yield item
 
 
-def _lanes(drawn: Drawing) -> dict[tuple[int, int], int]:
+def _lanes(arrows: tuple[tuple[int, int], ...]) -> dict[tuple[int, int], int]:
     """The lane, counted from the boxes outwards, of each arrow that passes other boxes: shorter ones lie further in."""
     ends: list[list[tuple[int, int]]] = []
     lanes = {}
-    passing = [(source, target) for source, target in drawn.arrows if target > source + 1]
+    passing = [(source, target) for source, target in arrows if target > source + 1]
     for source, target in sorted(passing, key=lambda arrow: arrow[1] - arrow[0]):
         lane = 0
         while lane < len(ends) and any(a < target and source < b for a, b in ends[lane]):
@@ -137,6 +143,17 @@ def _arrow(
             f"V{end - CORNER:g} q0 {CORNER} -{CORNER} {CORNER} H{right + 1:g}"
         )
     Xml.SubElement(root, "path", {"d": way, "class": "line", "marker-end": "url(#tip)"})
+
+
+def _pair(root: Xml.Element, placed: _Placed, undone: int, step: int, out: float) -> None:
+    """A line on the left, from a step to the one that undoes it."""
+    (x, top), (_, bottom) = placed.boxes[undone], placed.boxes[step]
+    start, end = top + BOX_HEIGHT / 2, bottom + BOX_HEIGHT / 2
+    way = (
+        f"M{x:g} {start:g} H{out + CORNER:g} q-{CORNER} 0 -{CORNER} {CORNER} "
+        f"V{end - CORNER:g} q0 {CORNER} {CORNER} {CORNER} H{x:g}"
+    )
+    Xml.SubElement(root, "path", {"d": way, "class": "pair"})
 
 
 def _box(root: Xml.Element, box: Box, x: float, top: float) -> None:

@@ -8,6 +8,7 @@ from inspect import cleandoc
 from crate_dsl.compiler.graph import ModelGraph
 from crate_dsl.compiler.recipe import written
 from crate_dsl.show.columns import columns, listed, wrapped
+from crate_dsl.show.pairs import pairs
 from crate_dsl.show.steps import Row, rows_of, short, size_of, title_of
 
 #: How wide the columns may be: name, repeats, type, parameters, operations, line; 80 with the gaps between them.
@@ -15,7 +16,7 @@ MOST = (27, 4, 18, 11, 6, 4)
 
 
 def table(graph: ModelGraph, *, fold: bool = True) -> str:
-    """The steps of a graph with their types, token layouts and costs, and the totals.
+    """The steps of a graph with their types, token layouts and costs, which step undoes which, and the totals.
 
     Args:
         graph: a checked network.
@@ -30,6 +31,7 @@ def table(graph: ModelGraph, *, fold: bool = True) -> str:
         for name, entry in graph.inputs.items()
     ]
     entries += [("target", name, str(entry.type), "") for name, entry in graph.targets.items()]
+    rows = rows_of(graph, fold=fold)
     ends = [("output", name, str(graph.type_of(value)), value.node) for name, value in graph.outputs.items()]
     return "\n".join(
         [
@@ -37,7 +39,8 @@ def table(graph: ModelGraph, *, fold: bool = True) -> str:
             "",
             *columns(entries, "llll"),
             "",
-            *_steps(rows_of(graph, fold=fold)),
+            *_steps(rows),
+            *pairs(graph, rows),
             "",
             *columns(ends, "llll"),
             "",

@@ -125,6 +125,49 @@ def test_layers_that_differ_are_not_folded(cli: Cli, everything: Path) -> None:
     assert "72 frozen" in text
 
 
+# ------------------------------------------------------------------ pairs
+
+PAIRED = """
+model paired(dim = 12) {
+    input image : float[1, 8, 8]
+
+    stage encoder = patchify(2) -> repeat(3) { scale(0.5) } -> position(sincos)
+    stage decoder = inverse(encoder, mode = certified)
+
+    y = image -> encoder -> decoder
+
+    output y
+}
+"""
+
+
+@pytest.fixture
+def paired(tmp_path: Path) -> str:
+    path = tmp_path / "paired.crate"
+    path.write_text(PAIRED)
+    return str(path)
+
+
+def test_pairs_are_told_with_what_they_promise(cli: Cli, paired: str) -> None:
+    text = cli("show", paired).out
+    assert "decoder undoes encoder, certified: a bijection for every input" in text
+    # Three halvings are undone by doublings: float32's epsilon, eight times over.
+    assert f"{8 * 2**-23:.1e} of the largest in float32" in " ".join(text.split())
+    line = next(line for line in text.splitlines() if line.startswith("  decoder.0-2.scale"))
+    assert line.split() == ["decoder.0-2.scale", "×3", "undoes", "encoder.0-2.scale", "last", "first"]
+    (told,) = json.loads(cli("show", paired, "--format", "json").out)["pairs"]
+    assert (told["inverse"], told["stage"], told["mode"]) == ("decoder", "encoder", "certified")
+    assert told["steps"][1] == ["decoder.0.scale", "encoder.2.scale"]
+    assert told["tolerance"] == {"float32": 8 * 2**-23, "float64": 8 * 2**-52}
+
+
+def test_pairs_are_drawn(cli: Cli, paired: str) -> None:
+    mermaid = cli("show", paired, "--format", "mermaid").out
+    assert mermaid.count("-. undone by .->") == 3
+    drawn = ElementTree.fromstring(cli("show", paired, "--format", "svg").out)
+    assert len([path for path in drawn.iter() if path.get("class") == "pair"]) == 3
+
+
 # ------------------------------------------------------------------ JSON
 
 
@@ -133,7 +176,8 @@ def test_json_has_the_documented_form_and_adds_up(cli: Cli, everything: Path, sp
     target = FASHION if spec == "fashion" else str(everything)
     graph = load(target)
     data = json.loads(cli("show", target, "--format", "json").out)
-    assert list(data) == ["model", "variant", "parameters", "flops", "nodes", "edges", "inputs", "outputs"]
+    names = ["model", "variant", "parameters", "flops", "nodes", "pairs", "edges", "inputs", "outputs"]
+    assert list(data) == names
     assert (data["model"], data["variant"]) == (graph.model, graph.variant)
     kinds = {
         "name": str,
