@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree as Xml
 
@@ -45,7 +45,7 @@ def svg(graph: ModelGraph, *, fold: bool = True) -> str:
     paired = _lanes(drawn.pairs)
     left = MARGIN + depth * INDENT + LANE * max(paired.values(), default=0)
     bottom = _place(drawn.inside, placed, MARGIN + 2 * HEADER, left, 0)
-    lanes = _lanes(drawn.arrows)
+    lanes = _lanes([(source, target) for source, target in drawn.arrows if target > source + 1])
     width = left + BOX_WIDTH + depth * INDENT + MARGIN + LANE * (1 + max(lanes.values(), default=0))
     root = Xml.Element(
         "svg",
@@ -111,12 +111,11 @@ def _boxes(group: Group) -> Iterator[Box]:
             yield item
 
 
-def _lanes(arrows: tuple[tuple[int, int], ...]) -> dict[tuple[int, int], int]:
-    """The lane, counted from the boxes outwards, of each arrow that passes other boxes: shorter ones lie further in."""
+def _lanes(lines: Sequence[tuple[int, int]]) -> dict[tuple[int, int], int]:
+    """The lane of each line beside the boxes, counted from them outwards: shorter ones lie further in."""
     ends: list[list[tuple[int, int]]] = []
     lanes = {}
-    passing = [(source, target) for source, target in arrows if target > source + 1]
-    for source, target in sorted(passing, key=lambda arrow: arrow[1] - arrow[0]):
+    for source, target in sorted(lines, key=lambda line: line[1] - line[0]):
         lane = 0
         while lane < len(ends) and any(a < target and source < b for a, b in ends[lane]):
             lane += 1
