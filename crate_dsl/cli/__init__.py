@@ -22,8 +22,8 @@ import crate_dsl
 from crate_dsl.cli.terminal import complain
 from crate_dsl.language.diagnostics import SpecError, UserError, did_you_mean, render_all
 
-#: Each is a function of this name in a module of this name, and its docstring is its help. Where Python keeps the name for
-#: itself, an underscore follows there: `import_`.
+#: Each is a function of this name in a module of this name, and its docstring is its help. Where Python keeps the name
+#: for itself, an underscore follows there: `import_`.
 COMMANDS = ("check", "fmt", "show", "train", "import", "export", "run", "explain", "demo")
 #: Set it to see where a mistake of this program comes from.
 TRACEBACK = "CRATE_DSL_TRACEBACK"

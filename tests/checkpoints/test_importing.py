@@ -10,12 +10,10 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 import crate_dsl
 from crate_dsl.checkpoints.families import FAMILIES, layer_of
-from crate_dsl.checkpoints.importing import Imported, import_checkpoint
-from crate_dsl.compiler.network import Network
+from crate_dsl.checkpoints.importing import import_checkpoint
 from crate_dsl.language.diagnostics import UserError
 from tests.checkpoints.layouts import (
     CHANNELS,
@@ -23,14 +21,15 @@ from tests.checkpoints.layouts import (
     CRATE_ALPHA,
     LAYERS,
     PATCH,
-    SIZE,
     WIDTH,
     Layout,
     State,
+    computed,
+    imported,
+    network,
+    same_as_published,
 )
 
-#: Rounding of float32 over two layers of sums of 40 to 160 terms, at tokens of size 1 to 10.
-SINGLE = 1e-5
 #: What weights of the wrong orientation or order make of the output, at the least.
 WRONG = 1e-2
 
@@ -49,45 +48,9 @@ def file(layout: Layout, tmp_path: Path) -> Path:
     return path
 
 
-def images() -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(3, CHANNELS, SIZE, SIZE, generator=generator)
-
-
-def network(found: Imported, folder: Path) -> Network:
-    """The network, its weights by way of a file."""
-    found.save(folder / "weights.safetensors")
-    net = crate_dsl.build(found.graph, seed=7)
-    crate_dsl.load_weights(net, folder / "weights.safetensors")
-    return net.eval()
-
-
-def computed(net: Network, *inputs: Tensor) -> tuple[dict[str, list[Tensor]], Tensor]:
-    """What each layer of each stage gave, and the output."""
-    tokens: dict[str, list[Tensor]] = {}
-    for name in ("encoder", "decoder"):
-        stage = getattr(net, name, None)
-        for layer in [] if stage is None else stage.layers:
-            found = tokens.setdefault(name, [])
-            layer.register_forward_hook(lambda *call, found=found: found.append(call[-1]))
-    with torch.no_grad():
-        return tokens, net(*inputs)
-
-
-def same_as_published(layout: Layout, state: State, net: Network, *inputs: Tensor) -> None:
-    double = {key: tensor.double() for key, tensor in state.items()}
-    ours, ours_out = computed(net, *inputs)
-    wanted, wanted_out = layout.compute(double, *(x.double() if x.is_floating_point() else x for x in inputs))
-    assert {name: len(layers) for name, layers in ours.items()} == dict.fromkeys(wanted, LAYERS)
-    for name, layers in wanted.items():
-        for i, (one, other) in enumerate(zip(ours[name], layers, strict=True)):
-            assert (one - other).abs().max() < SINGLE * max(1, other.abs().max()), f"{name}.{i}"
-    assert (ours_out - wanted_out).abs().max() < SINGLE * max(1, wanted_out.abs().max())
-
-
 def test_every_layer_computes_what_is_published(layout: Layout, file: Path, tmp_path: Path) -> None:
     net = network(import_checkpoint(file, layout.graph()), tmp_path)
-    same_as_published(layout, layout.state(), net, images())
+    same_as_published(layout, layout.state(), net)
 
 
 @pytest.mark.parametrize("family", LAYOUTS)
@@ -95,24 +58,18 @@ def test_the_test_would_see_a_transposed_or_reordered_weight(family: str, tmp_pa
     """Square weights fit both ways, and pixels in any order: only numbers tell."""
     layout = LAYOUTS[family]
     net = network(imported(layout, layout.state(), tmp_path), tmp_path)
-    (_, right) = computed(net, images())
+    (_, right) = computed(layout, net)
     for key in ("transformer.layers.0.0.fn.qkv.weight", "transformer.layers.1.1.fn.weight", *PIXELS[family]):
         spoiled = layout.state()
         if key in spoiled:
             weight = spoiled[key]
             spoiled[key] = weight.flip(1) if key in PIXELS[family] else weight.T.contiguous()
             net = network(imported(layout, spoiled, tmp_path), tmp_path)
-            assert (computed(net, images())[1] - right).abs().max() > WRONG, key
+            assert (computed(layout, net)[1] - right).abs().max() > WRONG, key
 
 
 #: The weights that know the order of pixels.
 PIXELS = {"CRATE": ["to_patch_embedding.2.weight"], "CRATE-alpha": ["conv1.weight"]}
-
-
-def imported(layout: Layout, state: Any, folder: Path, **settings: int) -> Imported:
-    path = folder / "made.pth"
-    torch.save(state, path)
-    return import_checkpoint(path, crate_dsl.load(layout.target, set=layout.settings | settings))
 
 
 def test_patches_of_a_spec_may_lie_in_another_order(layout: Layout, file: Path, tmp_path: Path) -> None:
@@ -124,7 +81,7 @@ def test_patches_of_a_spec_may_lie_in_another_order(layout: Layout, file: Path, 
         text.replace("patchify(patch, order = cpq)", "patchify(patch)").replace("patchify(patch)", other)
     )
     found = import_checkpoint(file, crate_dsl.load(str(spec), set=layout.settings))
-    same_as_published(layout, layout.state(), network(found, tmp_path), images())
+    same_as_published(layout, layout.state(), network(found, tmp_path))
     assert {entry.note for entry in found.entries} == {
         "CRATE": {"", "pixels (p, q, c) to (c, p, q)"},
         "CRATE-alpha": {"", "kernel (d, c, p, q) to rows (d, p q c)"},
@@ -205,7 +162,7 @@ def test_other_ways_to_write_a_file(layout: Layout, tmp_path: Path) -> None:
     for path in (tmp_path / "old.pt", tmp_path / "new.safetensors"):
         found = import_checkpoint(path, layout.graph())
         assert len(found.weights) == len(found.graph.slots)
-        same_as_published(layout, state, network(found, tmp_path), images())
+        same_as_published(layout, state, network(found, tmp_path))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -214,7 +171,7 @@ def test_other_floats_become_float32(layout: Layout, tmp_path: Path, dtype: torc
     found = imported(layout, state, tmp_path)
     assert {weight.dtype for weight in found.weights.values()} == {torch.float32}
     assert f"{str(dtype).removeprefix('torch.')} made float32" in found.notes
-    same_as_published(layout, state, network(found, tmp_path), images())
+    same_as_published(layout, state, network(found, tmp_path))
 
 
 def test_the_written_file_says_where_it_is_from(layout: Layout, file: Path, tmp_path: Path) -> None:
