@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from crate_dsl.language.diagnostics import UserError
 
-#: No published checkpoint, optimiser included, comes near it.
-LARGEST_BYTES = 32 * 2**30
+#: No published checkpoint, optimiser included, comes near either.
+LARGEST_BYTES, MOST_KEYS = 32 * 2**30, 10_000
 #: What training scripts call the state that they save beside other things; such wrappers are nested twice at most.
 WRAPPERS, DEPTH = ("state_dict", "model"), 2
 #: What `DataParallel` and `DistributedDataParallel` put before every name.
@@ -76,6 +76,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     value, notes = _unwrapped(_safetensors(path) if path.suffix == ".safetensors" else _torch(path))
     if not isinstance(value, Mapping) or not any(isinstance(item, Tensor) for item in value.values()):
         raise UserError(f"`{path}` holds no weights by name", "torch.save(model.state_dict(), …)")
+    if len(value) > MOST_KEYS:
+        raise UserError(f"`{path}` is larger than any checkpoint: {len(value):,} names")
     if wrong := list(_wrong(value)):
         raise UserError(f"`{path}` holds what is no weight: {some(wrong)}")
     tensors: dict[str, Tensor] = {name: tensor.detach() for name, tensor in value.items()}

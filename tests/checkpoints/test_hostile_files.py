@@ -99,7 +99,8 @@ def test_scrambled_files_never_crash(file: Path, zipped: bool) -> None:
             import_checkpoint(file, graph)
 
 
-def test_too_large(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused(saved({f"a{i}": torch.zeros(0) for i in range(10_001)}, tmp_path), "any checkpoint: 10,001 names")
     monkeypatch.setattr(reading, "LARGEST_BYTES", 1000)
     refused(file, "is larger than any checkpoint")
 
