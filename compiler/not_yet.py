@@ -4,8 +4,8 @@ from __future__ import annotations
 
 _STEPS = (
     "ema each scan unscan shift corrupt merge tile quantize crops augment "
-    "mask_tokens drop_path cross_compress densify sinusoid rotary flow denoise diffusion "
-    "denoising next_token masked_token sparse_rate rate rate_reduction commitment match info_nce "
+    "mask_tokens drop_path cross_compress sinusoid rotary flow denoise diffusion "
+    "denoising next_token masked_token rate commitment match info_nce "
     "rotation"
 )
 #: Steps, derived stages and losses by name.
@@ -28,7 +28,6 @@ WORDS = frozenset(
     (step, argument, word)
     for (step, argument), words in {
         ("compress", "gradient"): "statistics representatives",
-        ("sparsify", "constraint"): "orthonormal",
     }.items()
     for word in words.split()
 )

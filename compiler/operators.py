@@ -12,14 +12,17 @@ declaration.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
 from crate_dsl.compiler.types import TensorType
+
+if TYPE_CHECKING:
+    from crate_dsl.compiler.graph import Node
 
 # ------------------------------------------------------------------ what an argument may be
 
@@ -63,6 +66,14 @@ class Tokens:
     """The name of a segment of the token axis (`select(class_token)`)."""
 
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """The name of a stage, as an argument of a loss that reads what its steps compute (`sparse_rate(encoder)`)."""
+
+    name: str
+    path: str
 
 
 #: A number, a fresh learned number, a `learn` of the spec, or a tensor.
@@ -319,6 +330,17 @@ class Operator(BaseModel):
         """That `mode = certified` holds where the step is applied to `inputs`; or why it does not."""
         return NoInverse("nothing certifies that it can be undone for every input")
 
+    def terms(self, steps: Sequence[Node]) -> list[tuple[Operator, dict[str, Node]]]:
+        """Of a loss that is given the name of a stage (`Inside`): a loss for each place where it looks, with the steps
+        whose results that one takes, by argument. What is minimised is their mean.
+
+        `steps` are the uses of the stage's steps, in order.
+
+        Raises:
+            Mistake: there is nothing in the stage for it to look at.
+        """
+        raise NotImplementedError
+
     @classmethod
     def family(cls) -> str:
         """The package that holds this operator's faces."""
@@ -370,3 +392,10 @@ def ports(operator: Operator) -> dict[str, Port]:
         for name in type(operator).model_fields
         if isinstance(value := getattr(operator, name), Port)
     }
+
+
+def handed_over(operator: Operator) -> NoInverse | None:
+    """Why a step that is handed a tensor by argument cannot be undone: the tensor is not there then."""
+    for name in ports(operator):
+        return NoInverse(f"`{name}` is handed over to it, and nobody hands it to its inverse")
+    return None

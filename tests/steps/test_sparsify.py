@@ -280,7 +280,11 @@ def test_weights_and_costs_are_counted() -> None:
     [
         (Sparsify(expand=4), "E0310", "expand"),
         (Sparsify(expand=4, decode="tied"), "E0311", "start"),
-        (Sparsify(constraint="orthonormal"), "E0901", "constraint"),
+        (
+            Sparsify(constraint="orthonormal", expand=2, start="zero", decode="tied"),
+            "E0341",
+            "constraint",
+        ),
         (Sparsify(step=Learned(0.1, (4,))), "E0314", "step"),
         (Sparsify(penalty=Weight("tau", floats(4))), "E0314", "penalty"),
         (Sparsify(step=Port(floats(2))), "E0410", "step"),

@@ -25,14 +25,14 @@ from crate_dsl.compiler.operators import (
     Typing,
     Weight,
     Whole,
+    handed_over,
     learned_slots,
     linear_initial,
-    ports,
 )
 from crate_dsl.compiler.steps.norm.operator import LayerNorm, NoNorm, NormForm, norm_slots, width_of
 from crate_dsl.compiler.types import TensorType
 
-#: The spacing of float32 and float64 at 1: what is smaller, beside a number of size 1, is lost in rounding.
+#: The spacing of float32 at 1: what is smaller, beside a number of size 1, is lost in rounding.
 FLOAT32_SPACING = 2.0**-23
 
 
@@ -276,12 +276,6 @@ class SubspaceStep(Operator):
         """The arguments of the branch, as another step takes them."""
         return {name: getattr(self, name) for name in SubspaceStep.model_fields}
 
-    def _handed(self) -> NoInverse | None:
-        """A tensor that is handed over is not there when the step is undone."""
-        for name in ports(self):
-            return NoInverse(f"`{name}` is handed over to it, and nobody hands it to its inverse")
-        return None
-
     def _shared(self, *inputs: TensorType) -> dict[str, str]:
         """Every weight, under its own name."""
         return {name: name for name in self.infer(*inputs).weights}
@@ -320,7 +314,7 @@ class Compress(SubspaceStep):
     )
 
     def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
-        refused = self._handed()
+        refused = handed_over(self)
         if refused is not None:
             return refused
         if isinstance(mode, LearnedInverse):
@@ -369,7 +363,7 @@ class Decompress(SubspaceStep):
 
     def _check(self, tokens: TensorType, width: int) -> None:
         super()._check(tokens, width)
-        found = self._handed() or self._contraction()
+        found = handed_over(self) or self._contraction()
         if self.iterations == "certified" and isinstance(found, NoInverse):
             message = f"nothing certifies how many iterations are enough: {found.reason}"
             raise Mistake("E0342", message, found.help or "write a whole number", at="iterations")
@@ -379,7 +373,7 @@ class Decompress(SubspaceStep):
         return once, each * self.sweeps(FLOAT32_SPACING)
 
     def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
-        refused = self._handed()
+        refused = handed_over(self)
         if refused is not None:
             return refused
         if isinstance(mode, LearnedInverse):
