@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from crate_dsl.compiler.operators import Form, Learned, Port, Tokens, Weight
+from crate_dsl.compiler.operators import Form, Inside, Learned, Port, Tokens, Weight
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Accepts:
             Weight: "the name of a `learn`",
             Port: "a tensor",
             Tokens: "the name of a segment",
+            Inside: "the name of a stage",
         }
         choices = [*self.words, *self.forms, *(text for kind, text in names.items() if kind in self.kinds)]
         if self.items is not None:

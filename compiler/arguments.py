@@ -17,8 +17,17 @@ from crate_dsl.compiler import not_yet
 from crate_dsl.compiler.accepts import Accepts, accepted, required, spelled
 from crate_dsl.compiler.exact import divisors, show_number
 from crate_dsl.compiler.graph import Value
-from crate_dsl.compiler.meanings import Constant, LearnMeaning, Meaning, Namespace, Poison, Tensor, one_line
-from crate_dsl.compiler.operators import Form, Learned, Port, Tokens, Weight, Whole
+from crate_dsl.compiler.meanings import (
+    Constant,
+    LearnMeaning,
+    Meaning,
+    Namespace,
+    Poison,
+    StageMeaning,
+    Tensor,
+    one_line,
+)
+from crate_dsl.compiler.operators import Form, Inside, Learned, Port, Tokens, Weight, Whole
 from crate_dsl.compiler.reserved import is_step
 from crate_dsl.language import syntax
 from crate_dsl.language.diagnostics import did_you_mean
@@ -230,6 +239,8 @@ class ArgumentReader:
             return Port(meaning.type), meaning.value
         if isinstance(meaning, LearnMeaning) and Weight in accepts.kinds:
             return Weight(meaning.path, meaning.type), None
+        if isinstance(meaning, StageMeaning) and Inside in accepts.kinds:
+            return Inside(meaning.name, meaning.path), None
         if isinstance(meaning, Constant):
             return self._plain(word, name, accepts, written, meaning.value), None
         raise self._wrong(word, name, accepts, written, _kind_of(meaning))

@@ -11,12 +11,13 @@ from crate_dsl.compiler.accepts import accepted
 from crate_dsl.compiler.arguments import Broken
 from crate_dsl.compiler.draws import Draw
 from crate_dsl.compiler.graph import Entry, ModelGraph, Node, Value
+from crate_dsl.compiler.losses import Losses
 from crate_dsl.compiler.meanings import POISON, Constant, Namespace, Poison, Tensor, one_line
 from crate_dsl.compiler.operators import Form
 from crate_dsl.compiler.recipe import FORMS, Recipe
 from crate_dsl.compiler.record import MAXIMUM_STEPS, Owner, Place, Recorder, TooLarge
 from crate_dsl.compiler.settings import broken_names, nearest, resolve
-from crate_dsl.compiler.statements import Statements, definitions
+from crate_dsl.compiler.statements import definitions
 from crate_dsl.language import syntax
 from crate_dsl.language.diagnostics import Report
 from crate_dsl.language.source import Source, Span
@@ -29,7 +30,7 @@ class _InputSource(Form):
     source: Draw
 
 
-class ModelElaborator(Statements):
+class ModelElaborator(Losses):
     """Reads one model with its parameters in force."""
 
     def __init__(self, recorder: Recorder, report: Report) -> None:
@@ -145,6 +146,7 @@ class ModelElaborator(Statements):
             self.objective_statement(statement, place)
 
     def objective_statement(self, statement: syntax.Objective, place: Place) -> None:
+        self.look(statement, place)
         scope = self.recorder.scope("objective", statement.span)
         inner = replace(place, owner=Owner("objective"), scope=scope, objective=True)
         value = self.expression(statement.value, inner)

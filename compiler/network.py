@@ -35,6 +35,10 @@ class Container(nn.Module):
             [module for name, module in self._modules.items() if name.isdigit() and module is not None]
         )
 
+    def __getitem__(self, layer: int) -> nn.Module:
+        """A layer of a repeat, counted from 0."""
+        return self.get_submodule(str(layer))
+
 
 class Generated(Container):
     """A module whose class was generated from a spec. `source` is its text."""
@@ -138,10 +142,13 @@ def draw(entry: Entry, given: Sequence[Tensor], lengths: Mapping[str, int]) -> T
     raise UserError(f"`{entry.name}` is missing, and the spec declares no draw for it")
 
 
-def frozen(module: nn.Module, *arguments: Any) -> Any:
-    """A module applied with its weights held fixed: gradients flow through it, not into it."""
+def frozen(module: nn.Module, *arguments: Any, **keywords: Tensor) -> Any:
+    """A module applied with its weights held fixed, those handed over too: gradients flow through it, not into it."""
     weights = {name: weight.detach() for name, weight in module.named_parameters()}
-    return functional_call(module, weights, arguments)
+    held = {
+        name: value.detach() if isinstance(value, nn.Parameter) else value for name, value in keywords.items()
+    }
+    return functional_call(module, weights, arguments, held)
 
 
 # ------------------------------------------------------------------ classes from their text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,6 +18,9 @@ class Paired:
 #: What a captured thing is: a value of an outer scope, a `learn` or stage at the top of the model, by name, or the
 #: layer that this one undoes.
 Capture = Value | str | Paired
+
+#: A layer's number in a path.
+_LAYER = re.compile(r"\.(\d+)(?=\.|$)")
 
 #: Names that generated code has for itself.
 OWN = ("self", "layer", "paired", "batch", "frozen")
@@ -108,7 +112,7 @@ class TorchWriter:
         assert graph.objective is not None
         needed = graph.reached([graph.objective])
         body = _Body("self.net", "")
-        outer = [item for item in graph.scopes[""].body if self._reaches(item, needed)]
+        outer = self._before_objective(needed)
         inner = graph.scopes["objective"].body
         self._uses(body, [*outer, *inner], [graph.objective])
         entries = [e for e in (*graph.inputs.values(), *graph.targets.values()) if e.name in needed]
@@ -122,6 +126,25 @@ class TorchWriter:
         self._statements(body, inner, first=len(outer))
         body.lines.append(f"return {self._name(body, graph.objective)}")
         return self._class("objective", "ObjectiveBase", ["self", "batch"], body.lines, ())
+
+    def _before_objective(self, needed: frozenset[str]) -> list[Call | Apply | Loop]:
+        """What an objective reads, as the model says it; step by step where a loss looks inside a stage."""
+        graph = self.graph
+        items = [item for item in graph.scopes[""].body if self._reaches(item, needed)]
+        losses = {item.node for item in graph.scopes["objective"].body if isinstance(item, Call)}
+        seen = {*graph.inputs, *graph.targets, *losses}
+        for item in items:
+            match item:
+                case Call(node=node):
+                    seen.add(node)
+                case Apply(results=results):
+                    seen |= {value.node for value in results}
+                case Loop(result=result):
+                    seen.add(result.node)
+        read = {value.node for loss in losses for value in graph.node(loss).ports.values()}
+        if read <= seen:
+            return items
+        return [Call(node.name) for node in graph.nodes if node.name in needed - losses]
 
     def _draw_arguments(self, entry: Entry, given: list[Entry]) -> str:
         """The name of the drawn input, a given one (for batch and device), and the lengths that its type needs."""
@@ -189,7 +212,10 @@ class TorchWriter:
         else:
             inputs = [self._name(body, value) for value in node.inputs]
             keywords = [f"{name}={value}" for name, value in {**ports, **weights}.items()]
-            text = f"{self._module(body, node.path)}({', '.join([*inputs, *keywords])})"
+            module = self._module(body, node.path)
+            held = body.path == "" and self._is_held(node)
+            call = f"frozen({module}, " if held else f"{module}("
+            text = f"{call}{', '.join([*inputs, *keywords])})"
         values = [Value(node.name, index) for index in range(len(node.typing.outputs))]
         hint = self._hint(body, node.path)
         targets = ", ".join(self._assign(body, value, hint, position) for value in values)
@@ -204,6 +230,12 @@ class TorchWriter:
         text = f"frozen({module}, {call})" if self._is_shared_frozen(item) else f"{module}({call})"
         target = self._assign(body, item.results[0], self._hint(body, f"{item.owner}.step"), position)
         body.lines.append(f"{target} = {text}  # {self.graph.type_of(item.results[0])}")
+
+    def _is_held(self, node: Node) -> bool:
+        """Whether a step is used with its weights held fixed, while other uses train them."""
+        return any(
+            ref.view == "detached" and ref.slot not in self.graph.frozen for ref in node.weights.values()
+        )
 
     def _is_shared_frozen(self, item: Apply) -> bool:
         """Whether a frozen use shares weights with uses that train them; else the weights themselves are frozen."""
@@ -289,7 +321,10 @@ class TorchWriter:
         return self._safe(name)
 
     def _module(self, body: _Body, path: str) -> str:
-        """The module at a path, seen from a scope."""
+        """The module at a path, seen from a scope; layers are indexed: `encoder[3].compress`."""
+        return _LAYER.sub(r"[\1]", self._dotted(body, path))
+
+    def _dotted(self, body: _Body, path: str) -> str:
         if path == body.path:
             return body.root
         prefix = f"{body.path}." if body.path else ""

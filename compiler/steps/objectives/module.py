@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crate_dsl.compiler.modules import StepModule
+from crate_dsl.compiler.rates import rate_reduction, sparse_rate_reduction, unit_tokens
 
 #: What is added to the variance of a patch, as published: a patch of one colour has none.
 EPS = 1e-6
@@ -43,3 +44,23 @@ def normalized(target_bnd: Tensor) -> Tensor:
     """Each token with mean 0 and variance 1 over its entries; the variance is the unbiased one, as published."""
     variance_bn1, mean_bn1 = torch.var_mean(target_bnd, dim=-1, keepdim=True)
     return (target_bnd - mean_bn1) / (variance_bn1 + EPS).sqrt()
+
+
+class SparseRate(StepModule):
+    """Tokens (B, N, d) against bases (K p, d) -> ()."""
+
+    def forward(self, *, of: Tensor, bases: Tensor) -> Tensor:
+        op = self.operator
+        rms_bnd = unit_tokens(of) * of.shape[-1] ** 0.5
+        bases_kpd = bases.unflatten(0, (op.subspaces, -1))
+        return -sparse_rate_reduction(rms_bnd, bases_kpd, op.penalty, op.eps).mean()
+
+
+class RateReduction(StepModule):
+    """Features (B, d), and classes (B) or shares of classes (B, C) -> ()."""
+
+    def forward(self, *, features: Tensor, membership: Tensor) -> Tensor:
+        classes = self.operator.membership.type.classes
+        if classes is not None:  # shares of 0 and 1: no shape depends on who is in the batch
+            membership = F.one_hot(membership, classes).to(features.dtype)
+        return -rate_reduction(unit_tokens(features), membership, self.operator.eps)

@@ -1,0 +1,86 @@
+"""Losses that look inside a stage: `sparse_rate(encoder)` becomes a term for each place, and their mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+import networkx as nx
+
+from crate_dsl.compiler.graph import Apply, Call, Node, Value
+from crate_dsl.compiler.meanings import Constant, Meaning, Tensor, words
+from crate_dsl.compiler.operators import Inside, Mistake, Operator
+from crate_dsl.compiler.record import Place
+from crate_dsl.compiler.statements import Statements
+from crate_dsl.language import syntax
+from crate_dsl.language.source import Span
+
+
+class Losses(Statements):
+    """Records losses that are given the name of a stage."""
+
+    #: The nodes that the objective's other terms read, directly or not.
+    reached: frozenset[str] = frozenset()
+
+    def look(self, objective: syntax.Objective, place: Place) -> None:
+        """Find out which uses of a stage an objective reads, before it is read itself."""
+        named = [place.names.find(word) for word in words(objective.value.span.text)]
+        values = [d.meaning.value.node for d in named if d is not None and isinstance(d.meaning, Tensor)]
+        graph = self.recorder.graph
+        self.reached = frozenset(values).union(*(nx.ancestors(graph, node) for node in values))
+
+    def record(
+        self,
+        operator: Operator,
+        inputs: tuple[Tensor, ...],
+        ports: dict[str, Any],
+        spans: dict[str, Span],
+        span: Span,
+        place: Place,
+        path: str | None = None,
+    ) -> Meaning:
+        named = [(name, getattr(operator, name)) for name in type(operator).model_fields]
+        stages = [(name, value) for name, value in named if isinstance(value, Inside)]
+        if not stages or place.dry:
+            return super().record(operator, inputs, ports, spans, span, place, path)
+        argument, stage = stages[0]
+        steps = list(self._uses(stage))
+        if not steps:
+            message = f"`{stage.name}` must be used before it is measured"
+            return self.error("E0506", spans[argument], message, place=place)
+        try:
+            terms = operator.terms(steps)
+        except Mistake as mistake:
+            where = spans.get(mistake.at or "", span)
+            return self.error(mistake.code, where, mistake.message, *mistake.help, place=place)
+        total: Meaning | None = None
+        for term, readings in terms:
+            values = {name: Value(node.name) for name, node in readings.items()}
+            found = super().record(term, (), values, spans, span, place, path)
+            path = None  # the first term has the loss's own name
+            total = found if total is None else self.combine("+", total, span, found, span, place)
+        assert total is not None, "terms() gives at least one, or raises"
+        count = Constant(Fraction(len(terms)))
+        return total if len(terms) == 1 else self.combine("/", total, span, count, span, place)
+
+    def _uses(self, stage: Inside) -> Iterator[Node]:
+        """The uses of a stage's steps that the objective's other terms read; all of them, where they read none."""
+        paths = set(self._paths(stage.path))
+        items = (data["item"] for _, data in self.recorder.graph.nodes(data=True))
+        nodes = [item for item in items if isinstance(item, Node) and item.path in paths]
+        read = [node for node in nodes if node.name in self.reached]
+        yield from read or nodes
+
+    def _paths(self, scope: str) -> Iterator[str]:
+        """The paths of the steps in a stage, those of stages and layers inside it included."""
+        found = self.recorder.scopes.get(scope)
+        for item in found.body if found else ():
+            match item:
+                case Call(node=name):
+                    yield self.recorder.graph.nodes[name]["item"].path
+                case Apply(scope=inner):
+                    yield from self._paths(inner)
+                case _:
+                    for layer in item.layers:
+                        yield from self._paths(layer)
