@@ -40,13 +40,13 @@ from crate_dsl.workspace import check
 
 Status = Literal["mapped", "permuted", "fixed", "unused"]
 
-#: How far a file's sines may be from ours: both were worked out in float64, so the rounding of each to float32, 6e-8 at
-#: size 1, is all there is. Where the file stores less precise numbers, twice their rounding comes on top.
-TABLE = 1e-6
+#: How far a file's sines may be from ours. The authors work them out in float32, angles included, and we in float64:
+#: 2e-6 off on a grid of 14, 1.4e-5 on one of 100. Rounding of what the file stores them in comes on top.
+TABLE = 1e-4
 #: Names that a message shows, equal layers as one: more than the largest family has. The rest is only counted.
 SHOWN = 40
 #: What no file says.
-UNTOLD = "the number of heads, steps and penalties are not in the file: they are the spec's"
+UNTOLD = "heads, steps and penalties are not in the file: they are the spec's"
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def import_checkpoint(path: str | Path, graph: ModelGraph) -> Imported:
                 status = "permuted" if note else "mapped"
             case Table():
                 _check_table(path, key, tensor, tables[key])
-                status, note = "fixed", f"equals the network's own, at `{row.step}`"
+                status, note = "fixed", f"equals that of `{row.step}`"
             case Unused():
                 note = row.reason
         dtype = str(tensor.dtype).removeprefix("torch.")
@@ -135,11 +135,6 @@ def import_checkpoint(path: str | Path, graph: ModelGraph) -> Imported:
     if broken := [e.key for e in entries if e.slot and not weights[e.slot].isfinite().all()]:
         raise UserError(f"`{path}` holds NaN, infinity, or what is too large for float32 in {_named(broken)}")
     return Imported(checkpoint, family, sizes, graph, tuple(entries), weights)
-
-
-def as_text(sizes: Mapping[str, int]) -> str:
-    """Sizes by name, as a list."""
-    return ", ".join(f"{name} {size}" for name, size in sizes.items())
 
 
 def _named(paths: Collection[str], most: int = SHOWN) -> str:
@@ -191,11 +186,17 @@ def _check_sizes(path: str | Path, family: Family, sizes: Mapping[str, int], gra
     if not wrong:
         return
     source = graph.sources[0].name
-    alike = [other for other in check(source)[1] if other.model == graph.model and other.variant]
-    variants = [f"--as {source}@{other.variant}" for other in alike if not differing(other)]
+    others = check(source)[1]
+    model = f":{graph.model}" if len({other.model for other in others}) > 1 else ""
+    variants = [
+        f"--as {source}{model}@{other.variant}"
+        for other in others
+        if other.model == graph.model and other.variant and not differing(other)
+    ]
+    theirs = ", ".join(f"{name} {size}" for name, size in sizes.items())
     ours = ", ".join(f"{name} {graph.settings[name]}" for name in wrong)
     raise UserError(
-        f"`{path}` is {family.name} with {as_text(sizes)}, but {_spec(graph)} has {ours}",
+        f"`{path}` is {family.name} with {theirs}, but {_spec(graph)} has {ours}",
         " or ".join(variants) or " ".join(f"--set {name}={sizes[name]}" for name in wrong),
         UNTOLD,
     )
@@ -263,10 +264,10 @@ def _as_in_slot(tensor: Tensor, place: _Place, grid: Grid) -> Tensor:
 def _permutation(row: Weight, ours: Order) -> str:
     """What `_as_in_slot` does to pixels, in words."""
     if row.kernel:
-        return f"kernel (d, c, p, q) to rows (d, {' '.join(ours)})"
+        return f"kernel (d,c,p,q) to rows (d,{','.join(ours)})"
     if row.pixels is None or row.order == ours:
         return ""
-    return f"pixels ({', '.join(row.order)}) to ({', '.join(ours)})"
+    return f"pixels ({','.join(row.order)}) to ({','.join(ours)})"
 
 
 # ------------------------------------------------------------------ fixed tables

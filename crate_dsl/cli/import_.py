@@ -40,17 +40,19 @@ def import_(
     graph = load_and_warn(as_, set)
     from rich.console import Console
 
-    from crate_dsl.checkpoints.importing import as_text, import_checkpoint
+    from crate_dsl.checkpoints.importing import import_checkpoint
     from crate_dsl.checkpoints.report import as_data, as_table
+    from crate_dsl.show.columns import listed, wrapped
 
     found = import_checkpoint(checkpoint, graph)
     found.save(out)
     if format == "json":
         print(json.dumps(as_data(found), ensure_ascii=False, indent=1))
         return
-    print(f"{checkpoint} is {found.family.name}: {as_text(found.sizes)}")
+    sizes = [f"{name} {size}" for name, size in found.sizes.items()]
+    print(listed(sizes, f"{checkpoint} is {found.family.name}: ", hanging="  "))
     for note in found.notes:
-        print(f"  {note}")
+        print(wrapped(note, "  ", "    "))
     print()
     Console(highlight=False, markup=False).print(as_table(found))
     numbers = sum(weight.numel() for weight in found.weights.values())

@@ -25,6 +25,7 @@ Shapes = dict[str, tuple[int, ...]]
 #: The tokens after each layer, by the name of the stage, and the output.
 Computed = tuple[dict[str, list[Tensor]], Tensor]
 
+SPECS, DESIGN = Path(str(files("crate_dsl.specs"))), Path(__file__).parents[1] / "data" / "design"
 #: All different, so that no axis can be taken for another.
 WIDTH, HEADS, LAYERS, PATCH, SIZE, CHANNELS, CLASSES = 40, 5, 2, 4, 12, 3, 7
 PIXELS, TOKENS, WIDE = PATCH**2 * CHANNELS, (SIZE // PATCH) ** 2, 4 * WIDTH
@@ -36,14 +37,10 @@ class Layout:
     """One family: its spec, what its files hold, and what its network computes of images (and of hidden patches)."""
 
     family: str
-    spec: str
+    target: str
     settings: dict[str, int]
     shapes: Shapes
     compute: Callable[..., Computed]
-
-    @property
-    def target(self) -> str:
-        return str(Path(str(files("crate_dsl.specs"))) / self.spec)
 
     def graph(self) -> ModelGraph:
         return crate_dsl.load(self.target, set=self.settings)
@@ -130,17 +127,20 @@ def with_class(w: State, x_bnd: Tensor) -> Tensor:
 
 
 def sincos() -> Tensor:
-    """The fixed table: sines and cosines of the column, then of the row; zeros for the class token."""
+    """The fixed table: sines and cosines of the column, then of the row; zeros for the class token.
+
+    In float32, as the authors work it out.
+    """
     quarter = WIDTH // 4
-    frequencies = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
+    frequencies = 10000.0 ** -(torch.arange(quarter) / quarter)
     side = SIZE // PATCH
-    rows = [torch.zeros(WIDTH, dtype=torch.float64)]
+    rows = [torch.zeros(WIDTH)]
     for row in range(side):
         for column in range(side):
             halves = [(place * frequencies).sin() for place in (column, row)]
             others = [(place * frequencies).cos() for place in (column, row)]
             rows.append(torch.cat([halves[0], others[0], halves[1], others[1]]))
-    return torch.stack(rows)[None].float()
+    return torch.stack(rows)[None]
 
 
 # ------------------------------------------------------------------ the networks
@@ -203,7 +203,7 @@ CLASSIFIER: dict[str, int] = {
 
 CRATE = Layout(
     "CRATE",
-    "crate.crate",
+    str(SPECS / "crate.crate"),
     CLASSIFIER,
     {
         "pos_embedding": (1, TOKENS + 1, WIDTH),
@@ -221,7 +221,7 @@ CRATE = Layout(
 
 CRATE_ALPHA = Layout(
     "CRATE-alpha",
-    "crate_alpha.crate",
+    str(SPECS / "crate_alpha.crate"),
     CLASSIFIER,
     {
         "pos_embedding": (1, TOKENS + 1, WIDTH),
@@ -252,7 +252,7 @@ UNUSED = {"pos_embed": (1, TOKENS + 1, WIDTH), **affine("decoder_embed", WIDTH, 
 
 CRATE_MAE = Layout(
     "CRATE-MAE",
-    "crate_mae.crate",
+    f"{DESIGN / 'crate_mae.crate'}:crate_mae",
     {name: CLASSIFIER[name] for name in ("dim", "depth", "subspaces", "patch", "size")},
     {
         "cls_token": (1, 1, WIDTH),

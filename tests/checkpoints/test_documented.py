@@ -19,7 +19,7 @@ def rows(family: Family) -> Iterator[tuple[str, str, str]]:
             case Unused():
                 yield f"`{row.key}`", "", f"unused: {row.reason}"
             case Table():
-                yield f"`{row.key}`", f"`{row.step}`", "must equal the network's own table"
+                yield f"`{row.key}`", f"`{row.step}`", "fixed: must equal the network's own table"
             case Weight(kernel=True):
                 yield f"`{row.key}`", f"`{row.slot}`", "a convolution's kernel, (d, c, p, q)"
             case Weight():

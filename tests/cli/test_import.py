@@ -28,7 +28,8 @@ def test_from_a_checkpoint_to_a_proved_file(cli: Cli, checkpoint: Path, tmp_path
     assert (result.code, result.err) == (0, "")
     lines = [line.rstrip() for line in result.out.splitlines()]
     for line in (
-        f"{checkpoint} is CRATE: dim 40, depth 2, patch 4, channels 3, size 12, classes 7",
+        f"{checkpoint} is CRATE:",
+        "  dim 40, depth 2, patch 4, channels 3, size 12, classes 7",
         "  read from `state_dict`",
         "cls_token                    class_token              mapped",
         "transformer.layers.0-1       encoder.0-1",
