@@ -37,6 +37,8 @@ def import_(
     """
     if out.suffix != ".safetensors":
         raise UserError(f"`{out}` does not end with .safetensors", exit_code=2)
+    if out.exists() and checkpoint.exists() and out.samefile(checkpoint):
+        raise UserError(f"`{out}` is the checkpoint itself", exit_code=2)
     graph = load_and_warn(as_, set)
     from rich.console import Console
 

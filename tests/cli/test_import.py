@@ -99,6 +99,17 @@ def test_what_cannot_be_asked_for(cli: Cli, checkpoint: Path, trained: Path, tmp
     for code, arguments in (
         (2, ("import", checkpoint, "--as", FASHION)),
         (2, ("import", checkpoint, "--as", FASHION, "-o", tmp_path / "weights.pth")),
+        (
+            2,
+            (
+                "import",
+                trained / "run" / "last.safetensors",
+                "--as",
+                FASHION,
+                "-o",
+                trained / "run" / "last.safetensors",
+            ),
+        ),
         (1, ("import", checkpoint, "--as", "none.crate", "-o", weights)),
         (2, ("export", trained / "run", "--weights", weights, "-o", exported)),
         (2, ("export", FASHION, "--weights", weights, "--seed", 3, "-o", exported)),
