@@ -139,7 +139,7 @@ def _wrong(state: Mapping[Any, Any]) -> Iterator[str]:
         if not isinstance(name, str) or not NAME.fullmatch(name):
             yield "a name that is none"
         elif type(value) not in (Tensor, nn.Parameter):
-            yield f"`{name}` is a {type(value).__name__}"
+            yield f"`{name}` is of type {type(value).__name__}"
         elif value.dtype not in FLOATS:
             yield f"`{name}` is of {str(value.dtype).removeprefix('torch.')}"
         elif value.layout != torch.strided or value.device.type != "cpu":
