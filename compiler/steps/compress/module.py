@@ -144,6 +144,7 @@ class SubspaceModule(StepModule):
             taps["gradient"] = -alpha * self._led_back(x_bnd, attention_bknn @ w_bknp, 1.0, given)
         return branch_bnd, taps
 
+    @torch.no_grad()
     def bound(self, *inputs: TensorType, **given: Tensor) -> Bound:
         """κα‖U‖₂² for the exact gradient of tokens as they are: the slope of its spectral function is at most α."""
         op = self.operator
