@@ -54,11 +54,11 @@ class Losses(Statements):
         except Mistake as mistake:
             where = spans.get(mistake.at or "", span)
             return self.error(mistake.code, where, mistake.message, *mistake.help, place=place)
+        owner = path or place.owner.path_of(operator.word)
         total: Meaning | None = None
-        for term, readings in terms:
+        for layer, (term, readings) in enumerate(terms):
             values = {name: Value(node.name) for name, node in readings.items()}
-            found = super().record(term, (), values, spans, span, place, path)
-            path = None  # the first term has the loss's own name
+            found = super().record(term, (), values, spans, span, place, f"{owner}.{layer}")
             total = found if total is None else self.combine("+", total, span, found, span, place)
         assert total is not None, "terms() gives at least one, or raises"
         count = Constant(Fraction(len(terms)))

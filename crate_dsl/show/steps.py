@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from crate_dsl.compiler.graph import ModelGraph, Node
-from crate_dsl.compiler.operators import LearnedInverse, NoInverse
+from crate_dsl.compiler.operators import LearnedInverse, NoInverse, Operator, Weight
 from crate_dsl.compiler.types import Layout, TensorType
 from crate_dsl.show.folding import Fold, folded, unfolded
 
@@ -99,9 +100,17 @@ def rows_of(graph: ModelGraph, *, fold: bool = True) -> list[Row]:
     """The steps in order; with `fold`, equal layers of a repeat as one."""
     steps = steps_of(graph)
     names = [step.name for step in steps]
-    keys = [(s.node.operator, s.types, str(s.layout), s.parameters, s.flops, s.exported) for s in steps]
+    keys = [
+        (_alike(s.node.operator), s.types, str(s.layout), s.parameters, s.flops, s.exported) for s in steps
+    ]
     found: list[Fold] = (folded if fold else unfolded)(names, keys)
     return [Row(item.parts, tuple(steps[index] for index in item.members)) for item in found]
+
+
+def _alike(operator: Operator) -> tuple[Any, ...]:
+    """What makes two steps of successive layers equal: everything but which `learn` or layer they borrow from."""
+    values = (getattr(operator, name) for name in type(operator).model_fields)
+    return (type(operator), *(value.type if isinstance(value, Weight) else value for value in values))
 
 
 def title_of(graph: ModelGraph) -> str:

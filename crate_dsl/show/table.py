@@ -51,6 +51,7 @@ def table(graph: ModelGraph, *, fold: bool = True) -> str:
 
 def _steps(rows: list[Row]) -> Iterator[str]:
     cells = [("step", "", "type", "parameters", "flop", "line")]
+    rows = [row for row in rows if not _sums(row)]
     cells += [
         (
             row.name,
@@ -70,6 +71,11 @@ def _steps(rows: list[Row]) -> Iterator[str]:
         if str(row.first.layout) not in (layout, "None"):
             yield wrapped(f"tokens: {row.first.layout}", "    ", " " * 12)
         layout = str(row.first.layout)
+
+
+def _sums(row: Row) -> bool:
+    """Whether a row only adds terms of the objective up: its formula says that."""
+    return not row.first.exported and type(row.first.node.operator).kind == "expression"
 
 
 def formulas(graph: ModelGraph) -> str:

@@ -89,7 +89,7 @@ SLIPS = {
     "a form's misspelt argument": ("E0301", "y = z -> compress(2, 4, norm = layer(epsilon = 1))"),
     "a list of the wrong length": ("E0306", "y = z -> position(learned, grid = [2])"),
     "a value hidden from a body": ("E0205", "x = z -> norm\n y = z -> repeat(2) { input b  output b + x }"),
-    "a word to come": ("E0901", "y = z -> compress(2, 4, step = relative(0.5))"),
+    "a word to come": ("E0901", "y = z -> compress(2, 4, gradient = statistics)"),
     "a rule to come": ("E0901", "y = z -> compress(2, 4, mask = key.a <= query.a)"),
     "dividing by zero": ("E0331", "y = z -> linear(8 / (4 - 4))"),
     "a loss in the network": ("E0604", "x = mse(z, z)\n y = z + x"),
