@@ -342,9 +342,10 @@ def test_neumann_is_the_exact_gradient_to_first_order() -> None:
     torch.manual_seed(3)
     u = orthonormal_rows(10, D)
     exact, series = (raw(D, 2, P, N, u, gradient=gradient, step=0.3) for gradient in ("exact", "neumann"))
+    unit = torch.nn.functional.normalize(torch.randn(2, N, D, dtype=torch.double), dim=-1)
     errors = []
     for size in (0.04, 0.02, 0.01):
-        z = torch.nn.functional.normalize(torch.randn(2, N, D, dtype=torch.double), dim=-1) * size
+        z = size * unit
         wanted = exact.module.explain(z)["gradient"].detach()
         found = series.module.explain(z)["gradient"].detach()
         errors.append(float((found - wanted).norm() / wanted.norm()))
