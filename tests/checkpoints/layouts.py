@@ -25,7 +25,7 @@ Shapes = dict[str, tuple[int, ...]]
 #: The tokens after each layer, by the name of the stage, and the output.
 Computed = tuple[dict[str, list[Tensor]], Tensor]
 
-SPECS, DESIGN = Path(str(files("crate_dsl.specs"))), Path(__file__).parents[1] / "data" / "design"
+SPECS = Path(str(files("crate_dsl.specs")))
 #: All different, so that no axis can be taken for another.
 WIDTH, HEADS, LAYERS, PATCH, SIZE, CHANNELS, CLASSES = 40, 5, 2, 4, 12, 3, 7
 PIXELS, TOKENS, WIDE = PATCH**2 * CHANNELS, (SIZE // PATCH) ** 2, 4 * WIDTH
@@ -252,8 +252,8 @@ UNUSED = {"pos_embed": (1, TOKENS + 1, WIDTH), **affine("decoder_embed", WIDTH, 
 
 CRATE_MAE = Layout(
     "CRATE-MAE",
-    f"{DESIGN / 'crate_mae.crate'}:crate_mae",
-    {name: CLASSIFIER[name] for name in ("dim", "depth", "subspaces", "patch", "size")},
+    str(SPECS / "crate_mae.crate"),
+    {name: CLASSIFIER[name] for name in ("dim", "depth", "subspaces", "patch", "size", "channels")},
     {
         "cls_token": (1, 1, WIDTH),
         "mask_token": (1, 1, WIDTH),
