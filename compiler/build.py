@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from crate_dsl.compiler import contractions
 from crate_dsl.compiler.graph import ModelGraph
 from crate_dsl.compiler.network import Container, Network, ObjectiveBase, generated_class
 from crate_dsl.compiler.operators import Constant, Initial, Normal, Ones, Uniform, Zeros
@@ -29,6 +30,9 @@ def build(graph: ModelGraph, seed: int = 0) -> Network:
 
     Raises:
         UserError: the weights alone are larger than this machine's memory.
+
+    Warns:
+        NotCertified: `mode = fixed_point(m)`, and nothing says that its iterations converge for every input.
     """
     _check_memory(graph)
     writer = TorchWriter(graph)
@@ -53,6 +57,7 @@ def build(graph: ModelGraph, seed: int = 0) -> Network:
         if name not in holder._parameters:
             holder.register_parameter(name, nn.Parameter(torch.empty(slot.shape)))
     _initialise(net, graph, seed)
+    contractions.warn(net)
     return net
 
 

@@ -15,10 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from crate_dsl.compiler import contractions
 from crate_dsl.compiler.constraints import violated
 from crate_dsl.compiler.emit import emit
 from crate_dsl.compiler.graph import ModelGraph
 from crate_dsl.compiler.metadata import PREFIX, json_text
+from crate_dsl.compiler.network import Network
 from crate_dsl.compiler.prove import Proof, ProofError, cases, compare, perturb
 from crate_dsl.language.diagnostics import UserError
 
@@ -45,6 +47,9 @@ def export(
     Raises:
         ProofError: the file does not compute the same, or is not valid; nothing was written.
         UserError: the path cannot be written, or the weights are not float32 and finite.
+
+    Warns:
+        NotCertified: `mode = fixed_point(m)`, and at these weights nothing says that its iterations converge.
     """
     target = Path(path)
     if target.is_dir() or not target.parent.is_dir():
@@ -53,6 +58,8 @@ def export(
         )
         raise UserError(f"`{target}` {what}")
     weights = plain_weights(graph, net)
+    if isinstance(net, Network):
+        contractions.warn(net)
     with _aside(target) as file:
         save(emit(graph, weights, metadata), file)
         del weights

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from inspect import cleandoc
@@ -20,7 +21,7 @@ from typer.core import TyperGroup
 
 import crate_dsl
 from crate_dsl.cli.terminal import complain
-from crate_dsl.language.diagnostics import SpecError, UserError, did_you_mean, render_all
+from crate_dsl.language.diagnostics import NotCertified, SpecError, UserError, did_you_mean, render_all
 
 #: Each is a function of this name in a module of this name, and its docstring is its help. Where Python keeps the name
 #: for itself, an underscore follows there: `import_`.
@@ -29,6 +30,8 @@ COMMANDS = ("check", "fmt", "show", "train", "import", "export", "run", "explain
 TRACEBACK = "CRATE_DSL_TRACEBACK"
 
 INTERNAL_ERROR, INTERRUPTED = 70, 130
+#: Warnings that the user has read.
+_warned: set[str] = set()
 OPTIONS: dict[str, Any] = {
     "add_completion": False,
     "rich_markup_mode": None,
@@ -96,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
+    warnings.showwarning = _warn
     try:
         app(arguments, prog_name="crate-dsl")
     except SystemExit as end:
@@ -117,6 +121,14 @@ def _run(arguments: Sequence[str] | None) -> int:
     except Exception as problem:
         return _internal(problem)
     return 0
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    """A warning of ours as a sentence, once. Those of libraries are for developers."""
+    text = f"warning: {message}"
+    if issubclass(category, NotCertified) and text not in _warned:
+        _warned.add(text)
+        complain(text)
 
 
 def _internal(problem: Exception) -> int:

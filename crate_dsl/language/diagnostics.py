@@ -86,6 +86,10 @@ class UserError(Exception):
         return "\n".join([self.message, *(f"help: {line}" for line in self.help)])
 
 
+class NotCertified(UserWarning):
+    """What a spec asks for works, perhaps, but nothing certifies that it does for every input."""
+
+
 class Report:
     """Gathers the diagnostics of a phase."""
 

@@ -35,6 +35,9 @@ model m(dim = 12, depth = 3) {{
 """
 
 
+#: What these tests look at is the way back, whether it is certified or not.
+pytestmark = pytest.mark.filterwarnings("ignore::crate_dsl.language.diagnostics.NotCertified")
+
 WHOLE = """patchify(2) -> linear(dim) -> position(learned) -> prepend(class_token) -> repeat(depth) {
         norm -> linear(dim)
     }"""
