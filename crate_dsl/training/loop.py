@@ -113,7 +113,10 @@ class Training(LightningModule):
         Raises:
             UserError: naming the first such step; what earlier epochs came to is kept.
         """
-        finite_s = torch.stack(self._losses[self._looked_at :]).isfinite().cpu()
+        unseen = self._losses[self._looked_at :]
+        if not unseen:  # the epoch's last step was looked at already
+            return
+        finite_s = torch.stack(unseen).isfinite().cpu()
         if not finite_s.all():
             step = self._looked_at + int(finite_s.logical_not().nonzero()[0, 0])
             loss = float(self._losses[step])

@@ -241,6 +241,14 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
     assert not (out / "model.safetensors").exists()
 
 
+def test_an_epoch_may_end_where_its_losses_were_just_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crate_dsl.training.loop.LOOKED_AT", 2)
+    run = train(AUTOENCODER, "digits", tmp_path / "run", limit=128, progress=False)  # four steps an epoch
+    assert [row["steps"] for row in rows(run)] == ["4", "8"]
+
+
 def test_what_cannot_be_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for said, asked in {
