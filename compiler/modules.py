@@ -40,7 +40,7 @@ class StepModule(nn.Module):
         for name, slot in typing.slots.items():
             self.register_parameter(name, nn.Parameter(torch.empty(slot.shape)))
 
-    def explain(self, *piped: Tensor, **named: Tensor) -> dict[str, Tensor]:
+    def explain(self, *piped: Any, **named: Any) -> dict[str, Tensor]:
         """Every tap that the operator declares and the result as `out`, in the plain formula.
 
         `forward` may be faster; that both give the same is a law, held by the tests for every step.

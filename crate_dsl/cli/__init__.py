@@ -123,7 +123,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     return 0
 
 
-def _warn(message: Warning | str, category: type[Warning], *_: Any) -> None:
+def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     """A warning of ours as a sentence, once. Those of libraries are for developers."""
     text = f"warning: {message}"
     if issubclass(category, NotCertified) and text not in _warned:
