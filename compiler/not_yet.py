@@ -4,7 +4,7 @@ from __future__ import annotations
 
 _STEPS = (
     "ema each scan unscan shift corrupt merge tile quantize crops augment "
-    "mask_tokens drop_path cross_compress sinusoid rotary flow denoise diffusion "
+    "mask_tokens drop_path cross_compress sinusoid rotary diffusion "
     "denoising next_token masked_token rate commitment match info_nce "
     "rotation"
 )

@@ -35,24 +35,22 @@ def square_mask(b: Body, mask_bn: str) -> str:
     return b("Expand", b("Unsqueeze", mask_bn, b.integers(1, 2)), shape)
 
 
-def token_alpha(b: Body, op: SubspaceStep, z_bnd: str) -> str:
-    """α = p / (N ε²), which published attention does without."""
-    if op.gradient == "attention":
-        return ""
+def token_alpha(b: Body, rank: int, eps: float, z_bnd: str) -> str:
+    """α = p / (N ε²)."""
     tokens = b("Cast", b("Shape", z_bnd, start=1, end=2), to=1)
-    return b("Div", b.number(op.rank / op.eps**2), tokens)
+    return b("Div", b.number(rank / eps**2), tokens)
 
 
-def squared_norm(b: Body, op: SubspaceStep, subspaces_md: str, width_first: bool) -> str:
+def squared_norm(b: Body, subspaces_md: str, width_first: bool) -> str:
     """‖U‖₂², of the weight alone: G and G^(2^k), scaled to trace 1, have the trace of their product near ‖G‖₂."""
     transposed_dm = b("Transpose", subspaces_md, perm=[1, 0])
-    factors = (transposed_dm, subspaces_md) if width_first else (subspaces_md, transposed_dm)
-    gram = b("MatMul", *factors)
-    power = b("Div", gram, b("Sqrt", b("ReduceSumSquare", gram, keepdims=0)))
+    pair = (transposed_dm, subspaces_md) if width_first else (subspaces_md, transposed_dm)
+    product = b("MatMul", *pair)
+    power = b("Div", product, b("Sqrt", b("ReduceSumSquare", product, keepdims=0)))
     for _ in range(SQUARINGS):
         # The trace of P² is the sum of the squares of P.
         power = b("Div", b("MatMul", power, power), b("ReduceSumSquare", power, keepdims=0))
-    return b("ReduceSum", b("Mul", gram, power), keepdims=0)
+    return b("ReduceSum", b("Mul", product, power), keepdims=0)
 
 
 def inverted(b: Body, gram_bkpp: str, alpha: str, rank: int) -> tuple[str, str]:
@@ -79,37 +77,59 @@ def inverted(b: Body, gram_bkpp: str, alpha: str, rank: int) -> tuple[str, str]:
     return a_bkpp, inverse_bkpp
 
 
+def split(b: Body, w_bnm: str, subspaces: int, rank: int) -> str:
+    """(B, N, m) -> (B, K, N, p)."""
+    return b("Transpose", b("Reshape", w_bnm, b.integers(0, 0, subspaces, rank)), perm=[0, 2, 1, 3])
+
+
+def joined(b: Body, w_bknp: str, inner: int) -> str:
+    """(B, K, N, p) -> (B, N, m)."""
+    return b("Reshape", b("Transpose", w_bknp, perm=[0, 2, 1, 3]), b.integers(0, 0, inner))
+
+
+def gram(b: Body, w_bknp: str) -> str:
+    """W Wᵀ, where tokens are columns of W and rows here: (B, K, p, p)."""
+    return b("MatMul", b("Transpose", w_bknp, perm=[0, 1, 3, 2]), w_bknp)
+
+
+def damped(b: Body, w_bknp: str, alpha: str, rank: int) -> str:
+    """(I + α W Wᵀ)⁻¹ W for every subspace."""
+    a_bkpp, inverse_bkpp = inverted(b, gram(b, w_bknp), alpha, rank)
+    g_bknp = b("MatMul", w_bknp, inverse_bkpp)
+    # Once refined: what is left of W - G A is the rounding of A alone.
+    rest_bknp = b("Sub", w_bknp, b("MatMul", g_bknp, a_bkpp))
+    return b("Add", g_bknp, b("MatMul", rest_bknp, inverse_bkpp))
+
+
 def spectral(b: Body, op: SubspaceStep, w_bnm: str, alpha: str, subspaces: str) -> str:
     """∇Rᶜ / α, exactly or to first order: eqs. 31 and 32."""
-    split = b.integers(0, 0, op.subspaces, op.rank)
-    w_bknp = b("Transpose", b("Reshape", w_bnm, split), perm=[0, 2, 1, 3])
-    gram_bkpp = b("MatMul", b("Transpose", w_bknp, perm=[0, 1, 3, 2]), w_bknp)
+    w_bknp = split(b, w_bnm, op.subspaces, op.rank)
     if op.gradient == "exact":
-        a_bkpp, inverse_bkpp = inverted(b, gram_bkpp, alpha, op.rank)
-        g_bknp = b("MatMul", w_bknp, inverse_bkpp)
-        # Once refined: what is left of W - G A is the rounding of A alone.
-        rest_bknp = b("Sub", w_bknp, b("MatMul", g_bknp, a_bkpp))
-        g_bknp = b("Add", g_bknp, b("MatMul", rest_bknp, inverse_bkpp))
+        g_bknp = damped(b, w_bknp, alpha, op.rank)
     else:
-        g_bknp = b("Sub", w_bknp, b("Mul", alpha, b("MatMul", w_bknp, gram_bkpp)))
-    joined = b.integers(0, 0, op.subspaces * op.rank)
-    g_bnm = b("Reshape", b("Transpose", g_bknp, perm=[0, 2, 1, 3]), joined)
-    return b("MatMul", g_bnm, subspaces)
+        g_bknp = b("Sub", w_bknp, b("Mul", alpha, b("MatMul", w_bknp, gram(b, w_bknp))))
+    return b("MatMul", joined(b, g_bknp, op.subspaces * op.rank), subspaces)
 
 
-def rate_of(b: Body, op: SubspaceStep, typing: Typing, alpha: str, given: Mapping[str, str]) -> str | None:
-    """What the branch is multiplied by: κ with attention as published, κα in derived steps; None for 1."""
+def factors(
+    b: Body, op: SubspaceStep, typing: Typing, z_bnd: str, given: Mapping[str, str]
+) -> tuple[str, str | None]:
+    """α, which published attention does without; and what the branch is multiplied by: κ with attention as published,
+    κα in derived steps, None for 1.
+    """
+    if op.gradient == "attention":
+        return "", None if op.step is None else b.scalar(op, "step", given.get("step"))
+    alpha = token_alpha(b, op.rank, op.eps, z_bnd)
     if op.fraction is not None:
         # κα‖U‖² = c: α cancels, and orthonormal bases have ‖U‖ = 1.
         if op.constraint == "orthonormal":
-            return b.number(op.fraction)
+            return alpha, b.number(op.fraction)
         width = typing.output.shape[-1].bound
-        norm = squared_norm(b, op, given["subspaces"], width < op.subspaces * op.rank)
-        return b("Div", b.number(op.fraction), norm)
+        norm = squared_norm(b, given["subspaces"], width < op.subspaces * op.rank)
+        return alpha, b("Div", b.number(op.fraction), norm)
     if op.step is None:
-        return None if op.gradient == "attention" else b.number(0.5)
-    kappa = b.scalar(op, "step", given.get("step"))
-    return kappa if op.gradient == "attention" else b("Mul", kappa, alpha)
+        return alpha, b.number(0.5)
+    return alpha, b("Mul", b.scalar(op, "step", given.get("step")), alpha)
 
 
 def branch(
@@ -148,14 +168,12 @@ def branch(
 
 
 def compress(b: Body, op: Compress, typing: Typing, z_bnd: str, **given: str) -> str:
-    alpha = token_alpha(b, op, z_bnd)
-    rate = rate_of(b, op, typing, alpha, given)
+    alpha, rate = factors(b, op, typing, z_bnd, given)
     return b("Add", z_bnd, branch(b, op, z_bnd, rate, alpha, given))
 
 
 def decompress(b: Body, op: Decompress, typing: Typing, y_bnd: str, **given: str) -> str:
-    alpha = token_alpha(b, op, y_bnd)
-    rate = rate_of(b, op, typing, alpha, given)
+    alpha, rate = factors(b, op, typing, y_bnd, given)
 
     def turn(inner: Body, x_bnd: str) -> str:
         return inner("Sub", y_bnd, branch(inner, op, x_bnd, rate, alpha, given))

@@ -158,7 +158,7 @@ class SubspaceStep(Operator):
                 "E0305", "a tied output map has no bias", "leave `bias` out, or write `out = free`", at="bias"
             )
         inner = self.subspaces * self.rank
-        check_bases(self, self.bases, inner, width)
+        check_bases(self.bases, self.constraint == "orthonormal", inner, width)
         if self.constraint == "orthonormal":
             check_orthonormal(self.subspaces, self.rank, width)
         if isinstance(self.mask, Port):
@@ -393,7 +393,7 @@ class Decompress(SubspaceStep):
         return Certificate(1 + found, f"its inverse is Z + F(Z), where F stretches by κα‖U‖₂² = {found:g}")
 
 
-def check_bases(operator: Operator, bases: Weight | None, inner: int, width: int) -> None:
+def check_bases(bases: Weight | None, constrained: bool, inner: int, width: int) -> None:
     """A `learn` that stands for the bases has their shape; its constraint would be its own. Raises `Mistake`."""
     if bases is None:
         return
@@ -401,7 +401,7 @@ def check_bases(operator: Operator, bases: Weight | None, inner: int, width: int
     if bases.type.kind != "float" or tuple(dim.static for dim in bases.type.shape) != (inner, width):
         message = f"`bases` here are {wanted}, a row for each direction, but `{bases.name}` is {bases.type}"
         raise Mistake("E0343", message, at="bases", label=str(bases.type))
-    if getattr(operator, "constraint", "none") != "none":
+    if constrained:
         message = (
             f"`{bases.name}` is a `learn` of the model: no step that borrows it holds it to a constraint"
         )

@@ -1,0 +1,1 @@
+"""The posterior mean of tokens drawn near learned subspaces."""

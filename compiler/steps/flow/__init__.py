@@ -1,0 +1,1 @@
+"""The gradient flow of the coding rate, integrated."""

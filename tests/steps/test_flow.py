@@ -1,0 +1,184 @@
+"""`flow` against its closed form (Lambert W of every singular value), against `compress`, and against ONNX."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import wrightomega
+from torch import Tensor
+
+from crate_dsl.compiler.operators import (
+    CertifiedInverse,
+    FixedPoint,
+    Inverse,
+    LearnedInverse,
+    Mistake,
+    NoInverse,
+    TiedInverse,
+    Weight,
+)
+from crate_dsl.compiler.steps.compress.operator import Compress
+from crate_dsl.compiler.steps.flow.operator import Flow
+from crate_dsl.compiler.steps.norm.operator import NoNorm
+from crate_dsl.compiler.types import floats
+from tests.steps.harness import Step, step
+
+#: Rounding of float64 over some dozens of steps.
+EXACT = 1e-11
+#: Rounding of float32 over some dozens of steps.
+SINGLE = 2e-5
+
+N, D, K, P = 7, 12, 2, 5
+TOKENS = floats(N, D)
+ORDERS = {"euler": 1, "heun": 2, "rk4": 4}
+
+
+def orthonormal_flow(double: bool = True, **arguments: object) -> Step:
+    """A flow against orthonormal bases that do not span, in float64."""
+    item = step(Flow(subspaces=K, rank=P, constraint="orthonormal", **arguments), TOKENS)
+    torch.manual_seed(0)
+    if double:
+        item.module.double()
+    with torch.no_grad():
+        item.module.subspaces.copy_(torch.linalg.qr(torch.randn(D, K * P, dtype=torch.double)).Q.T)
+    return item
+
+
+def solution(z: Tensor, u: Tensor, time: float, eps: float = 0.5) -> Tensor:
+    """Z(t) where the bases are orthonormal: each singular value s of U_kᵀ Z moves by itself, and y = α s² obeys
+    y e^y = y₀ e^(y₀ - 2αt), so y = ω(y₀ + log y₀ - 2αt) with Wright's ω(c) = W(e^c). The complement rests.
+    """
+    alpha, out = P / (N * eps**2), z.clone()
+    for basis in u.split(P):
+        left, s, right = torch.linalg.svd(z @ basis.T, full_matrices=False)
+        y = alpha * s**2
+        moved = torch.from_numpy(wrightomega((y + y.log() - 2 * alpha * time).numpy()))
+        out = out + (left * ((moved / alpha).sqrt() - s)[..., None, :]) @ right @ basis
+    return out
+
+
+def off(item: Step, z: Tensor) -> float:
+    wanted = solution(z, item.module.subspaces.detach(), item.operator.time)
+    return float((item.module(z).detach() - wanted).norm() / z.norm())
+
+
+@pytest.mark.parametrize("solver", ORDERS)
+@pytest.mark.parametrize("size", [0.05, 1.0, 4.0])
+@pytest.mark.parametrize("time", [0.7, -0.3])
+def test_a_solver_has_its_order(solver: str, size: float, time: float) -> None:
+    z = size * torch.randn(3, N, D, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+    errors = [off(orthonormal_flow(time=time, steps=steps, solver=solver), z) for steps in (4, 8, 16, 32)]
+    # Below 1e-12 rounding is all that is left.
+    for before, after in pairwise(found for found in errors[1:] if found > 1e-12):
+        assert abs(np.log2(before / after) - ORDERS[solver]) < 0.25
+
+
+def test_the_default_is_near_the_solution() -> None:
+    z = torch.randn(3, N, D, dtype=torch.double)
+    assert off(orthonormal_flow(time=0.5), z) < 1e-4
+
+
+def test_what_no_subspace_sees_rests() -> None:
+    item = orthonormal_flow(time=0.5)
+    u = item.module.subspaces.detach()
+    z = torch.randn(3, N, D, dtype=torch.double)
+    z = z - z @ u.T @ u
+    assert (item.module(z) - z).abs().max() < EXACT
+
+
+def test_a_step_of_euler_is_the_exact_step_of_compress() -> None:
+    flow = step(Flow(subspaces=K, rank=P, time=0.2, steps=1, solver="euler"), TOKENS)
+    arguments = {"subspaces": K, "rank": P, "gradient": "exact", "norm": NoNorm(), "step": 0.2}
+    compress = step(Compress(**arguments), TOKENS)
+    compress.module.load_state_dict(flow.module.state_dict())
+    z = torch.randn(3, N, D)
+    assert (flow.module(z) - compress.module(z)).abs().max() < SINGLE
+
+
+@pytest.mark.parametrize("solver", ORDERS)
+@pytest.mark.parametrize("steps", [1, 5])
+def test_onnx_is_the_flow(solver: str, steps: int) -> None:
+    torch.manual_seed(2)
+    item = step(Flow(subspaces=3, rank=P, time=0.3, steps=steps, solver=solver, eps=0.7), TOKENS)
+    for size in (0.01, 1.0, 10.0):
+        z = size * torch.randn(3, N, D)
+        wanted = deepcopy(item.module).double()(z.double()).detach()
+        (exported,) = item.onnx(z)
+        scale = max(1.0, size)
+        assert np.abs(exported - wanted.numpy()).max() < SINGLE * scale
+        assert (item.module(z) - wanted).abs().max() < SINGLE * scale
+
+
+def test_back_in_time_it_is_undone_to_the_order_of_its_solver() -> None:
+    z = torch.randn(3, N, D, dtype=torch.double)
+    for solver, order in ORDERS.items():
+        errors = []
+        for steps in (16, 32, 64):
+            there = orthonormal_flow(time=0.7, steps=steps, solver=solver)
+            inverse = there.operator.inverse(TiedInverse(), TOKENS)
+            assert isinstance(inverse, Inverse) and inverse.shared == {"subspaces": "subspaces"}
+            back = step(inverse.operator, TOKENS).module.double()
+            with torch.no_grad():
+                again = back(there.module(z), subspaces=there.module.subspaces)
+            errors.append(float((again - z).norm()))
+        for before, after in pairwise(errors):
+            assert np.log2(before / after) > order - 0.25
+
+
+def test_no_more_is_promised() -> None:
+    operator = Flow(subspaces=K, rank=P, time=0.7)
+    learned = operator.inverse(LearnedInverse(), TOKENS)
+    assert isinstance(learned, Inverse) and learned.operator.time == -0.7 and learned.shared == {}
+    for mode in (FixedPoint(iterations=3), CertifiedInverse()):
+        assert isinstance(operator.inverse(mode, TOKENS), NoInverse)
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    module = step(Flow(subspaces=2, rank=2, time=0.4, steps=2), floats(3, 5)).module.double()
+    z = torch.randn(2, 3, 5, dtype=torch.double, requires_grad=True)
+    u = module.subspaces.detach().clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda z, u: module(z, subspaces=u), (z, u))
+
+
+def test_steps_that_are_too_long_are_warned_of() -> None:
+    """What W0815 warns of: small tokens grow."""
+    alpha = P / (N * 0.5**2)
+    for solver, limit in (("euler", 2.0), ("heun", 2.0), ("rk4", 2.785)):
+        z = 1e-3 * torch.randn(3, N, K * P, dtype=torch.double)
+        for factor, warned in ((0.95, False), (1.05, True)):
+            operator = Flow(
+                subspaces=K,
+                rank=P,
+                time=factor * limit / alpha,
+                steps=1,
+                solver=solver,
+                constraint="orthonormal",
+            )
+            assert [guard.code for guard in operator.infer(TOKENS).guards] == ["W0815"] * warned
+            item = step(operator, floats(N, K * P))
+            item.module.double()
+            with torch.no_grad():
+                item.module.subspaces.copy_(torch.eye(K * P))
+            assert (item.module(z).norm() > z.norm()) == warned
+
+
+def test_bases_are_owned_or_borrowed_and_work_is_counted() -> None:
+    typing = Flow(subspaces=K, rank=P, time=1.0, steps=3, constraint="orthonormal").infer(TOKENS)
+    assert {name: (slot.shape, slot.constraint) for name, slot in typing.slots.items()} == {
+        "subspaces": ((K * P, D), "orthonormal")
+    }
+    once = Flow(subspaces=K, rank=P, time=1.0, steps=1, solver="euler").infer(TOKENS).flops
+    assert typing.flops == 3 * 4 * once
+    axes = Weight("axes", floats(K * P, D))
+    assert Flow(subspaces=K, rank=P, time=1.0, bases=axes).infer(TOKENS).weights == {"subspaces": axes}
+    for arguments, code in (
+        ({"bases": Weight("axes", floats(3, D))}, "E0343"),
+        ({"bases": axes, "constraint": "orthonormal"}, "E0344"),
+    ):
+        with pytest.raises(Mistake) as caught:
+            Flow(subspaces=K, rank=P, time=1.0, **arguments).infer(TOKENS)
+        assert caught.value.code == code
