@@ -142,13 +142,29 @@ def draw(entry: Entry, given: Sequence[Tensor], lengths: Mapping[str, int]) -> T
     raise UserError(f"`{entry.name}` is missing, and the spec declares no draw for it")
 
 
-def frozen(module: nn.Module, *arguments: Any, **keywords: Tensor) -> Any:
-    """A module applied with its weights held fixed, those handed over too: gradients flow through it, not into it."""
-    weights = {name: weight.detach() for name, weight in module.named_parameters()}
-    held = {
-        name: value.detach() if isinstance(value, nn.Parameter) else value for name, value in keywords.items()
-    }
-    return functional_call(module, weights, arguments, held)
+def frozen(module: nn.Module, *arguments: Any, **keywords: Any) -> Any:
+    """A module applied with weights held fixed, those handed over too: gradients flow through it, not into it."""
+    arguments = tuple(map(_held, arguments))
+    keywords = {name: _held(value) for name, value in keywords.items()}
+    whole = _Together(module, arguments) if any(isinstance(a, nn.Module) for a in arguments) else module
+    weights = {name: weight.detach() for name, weight in whole.named_parameters()}
+    return functional_call(whole, weights, arguments, keywords)
+
+
+def _held(argument: Any) -> Any:
+    return argument.detach() if isinstance(argument, nn.Parameter) else argument
+
+
+class _Together(nn.Module):
+    """A module and those that it is handed, as one: their weights are held together."""
+
+    def __init__(self, module: nn.Module, handed: Sequence[Any]) -> None:
+        super().__init__()
+        self.module = module
+        self.handed = nn.ModuleList(item for item in handed if isinstance(item, nn.Module))
+
+    def forward(self, *arguments: Any) -> Any:
+        return self.module(*arguments)
 
 
 # ------------------------------------------------------------------ classes from their text

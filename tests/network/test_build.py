@@ -365,3 +365,35 @@ def test_the_objective_trains_distributed(tmp_path: Path) -> None:
 def test_weights_larger_than_the_machine_are_refused() -> None:
     with pytest.raises(UserError, match="and this machine has"):
         network(TINY.replace("dim = 12", "dim = 12_000_000".replace("_", "")))
+
+
+def test_a_frozen_use_trains_nothing_that_the_stage_reads() -> None:
+    """Neither a `learn` nor the stage that a tied inverse borrows from."""
+    net = network("""
+model m(dim = 8) {
+    input z : float[5, dim]
+    learn token : float[dim] = normal(1)
+    stage encoder = prepend(token) -> repeat(2) { compress(2, rank = 4, out = tied, norm = none) }
+    stage decoder = inverse(encoder, mode = tied)
+    code = z -> encoder
+    first = code -> decoder
+    y = z -> frozen(encoder)
+    again = code -> frozen(decoder)
+    output first, y, again
+}
+""")
+    z = torch.randn(3, 5, 8)
+    net(z)["first"].sum().backward()
+    assert all(weight.grad is not None for name, weight in net.named_parameters())
+    assert not net(z)["y"].requires_grad
+    # The code is trained, and the way back from it is not.
+    out = net(z)
+    (gradient,) = torch.autograd.grad(out["again"].sum(), net.encoder[0].compress.subspaces)
+    fixed = copy.deepcopy(net)
+    for weight in fixed.encoder.parameters():
+        weight.requires_grad_(False)
+    code = net.encoder(z, net.token)
+    (wanted,) = torch.autograd.grad(
+        fixed.decoder(code, fixed.encoder).sum(), net.encoder[0].compress.subspaces
+    )
+    assert (gradient - wanted).abs().max() < SINGLE
