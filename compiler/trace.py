@@ -161,11 +161,7 @@ def call_step(
 
     `ports` are the tensors that it takes by argument. Gradients are as the caller has them.
     """
-    named = dict(ports)
-    for name, ref in node.weights.items():
-        if name not in node.slots:
-            weight = net.get_parameter(ref.slot)
-            named[name] = weight.detach() if ref.view == "detached" else weight
+    named = {**ports, **borrowed(net, node)}
     if type(node.operator).kind == "expression":
         # Arithmetic has no module: its operator writes it as Python, as it stands in the generated forward.
         text = node.operator.python(**{name: name for name in named})  # type: ignore[attr-defined]
@@ -177,6 +173,16 @@ def call_step(
     taps: dict[str, Tensor] = dict(result) if explained else {}
     out = taps.pop("out") if explained else result
     return (tuple(out) if isinstance(out, tuple) else (out,)), taps
+
+
+def borrowed(net: Network, node: Node) -> dict[str, Tensor]:
+    """The weights that a use of a step takes from elsewhere, by the names under which it takes them."""
+    found = {}
+    for name, ref in node.weights.items():
+        if name not in node.slots:
+            weight = net.get_parameter(ref.slot)
+            found[name] = weight.detach() if ref.view == "detached" else weight
+    return found
 
 
 class _Explained(nn.Module):

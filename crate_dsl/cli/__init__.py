@@ -25,7 +25,7 @@ from crate_dsl.language.diagnostics import NotCertified, SpecError, UserError, d
 
 #: Each is a function of this name in a module of this name, and its docstring is its help. Where Python keeps the name
 #: for itself, an underscore follows there: `import_`.
-COMMANDS = ("check", "fmt", "show", "train", "import", "export", "run", "explain", "demo")
+COMMANDS = ("check", "fmt", "show", "train", "import", "export", "inspect", "run", "explain", "demo")
 #: Set it to see where a mistake of this program comes from.
 TRACEBACK = "CRATE_DSL_TRACEBACK"
 

@@ -180,7 +180,7 @@ def write_page(gallery: Gallery, path: Path, *, title: str, facts: Sequence[tupl
     cards = {
         heading: [
             {
-                "picture": _data_uri(seen.image_chw),
+                "picture": data_uri(seen.image_chw),
                 "said": gallery.classes[seen.said],
                 "label": gallery.classes[seen.label],
                 "right": seen.right,
@@ -202,7 +202,7 @@ def write_page(gallery: Gallery, path: Path, *, title: str, facts: Sequence[tupl
     write_text(path, page)
 
 
-def _data_uri(image_chw: Images) -> str:
+def data_uri(image_chw: Images) -> str:
     """A picture as a PNG inside the page."""
     required_module("PIL", "the page")
     from PIL import Image
