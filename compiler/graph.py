@@ -13,7 +13,7 @@ weights are the first one's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -137,6 +137,20 @@ class Scope:
     names: list[str] = field(default_factory=list)
     body: list[Call | Apply | Loop] = field(default_factory=list)
     results: list[Value] = field(default_factory=list)
+
+
+def calls_inside(scopes: Mapping[str, Scope], path: str) -> Iterator[str]:
+    """The names of the nodes that a scope calls, those of stages and layers inside it included."""
+    found = scopes.get(path)
+    for item in found.body if found else ():
+        match item:
+            case Call(node=name):
+                yield name
+            case Apply(scope=inner):
+                yield from calls_inside(scopes, inner)
+            case Loop(layers=layers):
+                for layer in layers:
+                    yield from calls_inside(scopes, layer)
 
 
 # ------------------------------------------------------------------ the model

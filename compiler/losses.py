@@ -8,7 +8,7 @@ from typing import Any
 
 import networkx as nx
 
-from crate_dsl.compiler.graph import Apply, Call, Node, Value
+from crate_dsl.compiler.graph import Node, Value, calls_inside
 from crate_dsl.compiler.meanings import Constant, Meaning, Tensor, words
 from crate_dsl.compiler.operators import Inside, Mistake, Operator
 from crate_dsl.compiler.record import Place
@@ -66,21 +66,9 @@ class Losses(Statements):
 
     def _uses(self, stage: Inside) -> Iterator[Node]:
         """The uses of a stage's steps that the objective's other terms read; all of them, where they read none."""
-        paths = set(self._paths(stage.path))
+        node_of = self.recorder.graph.nodes
+        paths = {node_of[name]["item"].path for name in calls_inside(self.recorder.scopes, stage.path)}
         items = (data["item"] for _, data in self.recorder.graph.nodes(data=True))
         nodes = [item for item in items if isinstance(item, Node) and item.path in paths]
         read = [node for node in nodes if node.name in self.reached]
         yield from read or nodes
-
-    def _paths(self, scope: str) -> Iterator[str]:
-        """The paths of the steps in a stage, those of stages and layers inside it included."""
-        found = self.recorder.scopes.get(scope)
-        for item in found.body if found else ():
-            match item:
-                case Call(node=name):
-                    yield self.recorder.graph.nodes[name]["item"].path
-                case Apply(scope=inner):
-                    yield from self._paths(inner)
-                case _:
-                    for layer in item.layers:
-                        yield from self._paths(layer)

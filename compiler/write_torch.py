@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from crate_dsl.compiler.graph import Apply, Call, Entry, Loop, ModelGraph, Node, Value
+from crate_dsl.compiler.graph import Apply, Call, Entry, Loop, ModelGraph, Node, Value, calls_inside
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,8 +241,10 @@ class TorchWriter:
         """Whether a frozen use shares weights with uses that train them; else the weights themselves are frozen."""
         if not item.frozen:
             return False
-        inside = [path for path in self.graph.slots if path.startswith(f"{item.scope}.")]
-        return not all(path in self.graph.frozen for path in inside)
+        graph = self.graph
+        inside = [graph.node(name) for name in calls_inside(graph.scopes, item.scope)]
+        read = {ref.slot for node in inside for ref in node.weights.values()}
+        return not read <= graph.frozen
 
     def _loop(self, body: _Body, item: Loop, position: int) -> None:
         written, *others = [self.scope(layer) for layer in item.layers]
