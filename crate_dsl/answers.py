@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import crate_dsl
+from crate_dsl.compiler.accepts import spelled
+from crate_dsl.compiler.graph import ModelGraph, Node
 from crate_dsl.compiler.runtime import Provider, Session, open_session
 from crate_dsl.compiler.types import TensorType
 from crate_dsl.language.diagnostics import UserError
@@ -20,8 +23,19 @@ from crate_dsl.training.data import Scaling, on_unit_scale
 from crate_dsl.training.files import written_aside
 from crate_dsl.training.manifest import read_scaling
 from crate_dsl.training.sources import npz_arrays, open_data, read_picture, required_module
+from crate_dsl.workspace import load_exported
 
-__all__ = ["Answer", "Provider", "answer", "as_data", "as_text", "count_right", "open_session", "save"]
+__all__ = [
+    "Answer",
+    "Provider",
+    "answer",
+    "as_data",
+    "as_text",
+    "count_right",
+    "open_session",
+    "save",
+    "squared_error",
+]
 
 #: Samples that onnxruntime takes at once.
 BATCH = 64
@@ -81,6 +95,75 @@ def count_right(session: Session, data: str) -> tuple[int, int]:
             )
         right += int((scores_nk.argmax(-1) == test.labels_n[start : start + BATCH]).sum())
     return right, len(test)
+
+
+@dataclass(frozen=True)
+class SquaredError:
+    """What an `mse`, written `term` in the spec, comes to over images."""
+
+    loss: float
+    images: int
+    term: str
+
+
+def squared_error(session: Session, data: str, seed: int = 0) -> SquaredError | None:
+    """The `mse` that a network was trained by, on a source's test images: what it copies or completes, and how badly.
+
+    None where the spec has no such term, or has several, or one that needs more than the file's inputs and outputs.
+    Inputs that the spec draws, as what is hidden of a picture, are drawn from the seed.
+
+    Raises:
+        UserError: images of another size.
+    """
+    graph = load_exported(session.metadata)
+    term = _squared_term(graph)
+    if term is None:
+        return None
+    import torch
+
+    from crate_dsl.compiler.steps.objectives.module import Mse
+    from crate_dsl.compiler.trace import trace
+
+    outputs = {value: name for name, value in graph.outputs.items()}
+    others = {name: value.node for name, value in term.ports.items() if name != "output"}
+    mse, net = Mse(term.operator, term.typing), crate_dsl.build(graph)
+    picture, lots = _Pictures.of(session), np.random.default_rng(seed)
+    test = open_data(data).test
+    picture.check(data, test.images_nchw.shape[1:])
+    total = 0.0
+    for start in range(0, len(test), BATCH):
+        images_nchw = test.images_nchw[start : start + BATCH]
+        feeds = picture.feed(images_nchw)
+        for name, draw in session.draws.items():
+            feeds[name] = draw.sample(session.inputs[name], len(images_nchw), {}, lots)
+        said = torch.from_numpy(session(**feeds)[outputs[term.ports["output"]]])
+        seen = trace(
+            net, *others.values(), **{name: torch.from_numpy(array) for name, array in feeds.items()}
+        )
+        compared = {name: seen[node] for name, node in others.items()}
+        total += len(images_nchw) * float(mse(output=said, **compared))
+    return SquaredError(total / len(test), len(test), _written(graph, term))
+
+
+def _squared_term(graph: ModelGraph) -> Node | None:
+    """The only `mse` of a spec, if it compares an output with what follows from the inputs alone."""
+    terms = [node for node in graph.nodes if node.word == "mse"]
+    if len(terms) != 1 or terms[0].ports["output"] not in graph.outputs.values():
+        return None
+    (term,) = terms
+    others = graph.reached(value for name, value in term.ports.items() if name != "output")
+    weighed = {node.name for node in graph.nodes if node.weights or node.slots}
+    sized = all(dim.static for entry in graph.export_inputs.values() for dim in entry.type.shape)
+    return term if sized and others <= graph.exported - weighed else None
+
+
+def _written(graph: ModelGraph, term: Node) -> str:
+    """An `mse` as the spec writes it, with the spec's names."""
+    names = {name: graph.names.get(value, value.node) for name, value in term.ports.items()}
+    chosen = [f"{spelled(name)} = {names[name]}" for name in names if name not in ("output", "target")]
+    if term.operator.normalize != "none":  # type: ignore[attr-defined]
+        chosen.append(f"normalize = {term.operator.normalize}")  # type: ignore[attr-defined]
+    return f"mse({', '.join([names['output'], names['target'], *chosen])})"
 
 
 # ------------------------------------------------------------------ from files to inputs

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crate_dsl.compiler.elaborate import check_block, elaborate
 from crate_dsl.compiler.graph import ModelGraph
@@ -19,6 +19,9 @@ from crate_dsl.language.diagnostics import Diagnostic, Label, Report, SpecError,
 from crate_dsl.language.parser import parse
 from crate_dsl.language.reading import read_source
 from crate_dsl.language.source import Source, Span
+
+if TYPE_CHECKING:
+    from crate_dsl.compiler.metadata import Metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +264,18 @@ def load_source(
     if strict and report.warnings:
         raise SpecError(report.warnings)
     return graph
+
+
+def load_exported(metadata: Metadata) -> ModelGraph:
+    """The graph of an exported file, from the texts that it carries.
+
+    Raises:
+        SpecError: this version reads them otherwise than the one that exported.
+    """
+    root, *_ = metadata.spec
+    wanted = Target(root.name, metadata.target.model, metadata.target.variant)
+    texts = {source.name: source.text for source in metadata.spec}
+    return load_source(Source(root.name, root.text), wanted, metadata.target.settings, texts=texts)
 
 
 def check(target: str, set: Mapping[str, Any] | None = None) -> tuple[list[Diagnostic], list[ModelGraph]]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from crate_dsl.language.diagnostics import UserError
+
+if TYPE_CHECKING:
+    from crate_dsl.compiler.runtime import Session
 
 
 def run(
@@ -22,7 +25,9 @@ def run(
     data: Annotated[
         str | None,
         typer.Option(
-            metavar="SOURCE", help="Count right answers on a source's test images.", show_default=False
+            metavar="SOURCE",
+            help="Count right answers on a source's test images, or tell the error of what is completed.",
+            show_default=False,
         ),
     ] = None,
     provider: Annotated[
@@ -61,13 +66,8 @@ def run(
 
     session = answers.open_session(model, provider, seed)
     if data is not None:
-        right, images = answers.count_right(session, data)
-        shown = f"{right / images:.2%} of {images:,} test images of {data} right"
-        print(
-            json.dumps({"data": data, "images": images, "right": right, "accuracy": right / images})
-            if format == "json"
-            else shown
-        )
+        shown, facts = _on_test_images(session, data, seed)
+        print(json.dumps(facts, ensure_ascii=False) if format == "json" else shown)
         return
     found = answers.answer(session, inputs or [], resize=resize)
     if out is not None:
@@ -76,3 +76,16 @@ def run(
         print(json.dumps([answers.as_data(sample, top) for sample in found], ensure_ascii=False, indent=1))
     else:
         print("\n\n".join(answers.as_text(sample, top) for sample in found))
+
+
+def _on_test_images(session: Session, data: str, seed: int) -> tuple[str, dict[str, Any]]:
+    """How a network does on a source's test images, as a line and as JSON takes it."""
+    from crate_dsl import answers
+
+    error = answers.squared_error(session, data, seed)
+    if error is not None:
+        shown = f"loss {error.loss:.4f} on {error.images:,} test images of {data}: {error.term}"
+        return shown, {"data": data, "images": error.images, "loss": error.loss, "objective": error.term}
+    right, images = answers.count_right(session, data)
+    shown = f"{right / images:.2%} of {images:,} test images of {data} right"
+    return shown, {"data": data, "images": images, "right": right, "accuracy": right / images}

@@ -11,7 +11,7 @@ import typer
 from crate_dsl.cli.options import Settings, load_and_warn
 from crate_dsl.cli.terminal import complain
 from crate_dsl.language.diagnostics import SpecError, UserError
-from crate_dsl.workspace import Target
+from crate_dsl.workspace import Target, load_exported
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -178,7 +178,7 @@ def _exported(
         )
     if stage is None and format is None and not formulas:
         return _texts(path, metadata)
-    return _graph(_graph_of(path, metadata), format or "table", stage or "graph", formulas, fold=fold)
+    return _graph(load_exported(metadata), format or "table", stage or "graph", formulas, fold=fold)
 
 
 def _texts(path: str, metadata: Metadata) -> str:
@@ -189,13 +189,3 @@ def _texts(path: str, metadata: Metadata) -> str:
     if len(metadata.spec) == 1:
         return metadata.text.rstrip("\n")
     return "\n\n".join(f"# ---- {source.name}\n{source.text.rstrip()}" for source in metadata.spec)
-
-
-def _graph_of(path: str, metadata: Metadata) -> ModelGraph:
-    from crate_dsl.language.source import Source
-    from crate_dsl.workspace import load_source
-
-    root, *_ = metadata.spec
-    wanted = Target(root.name, metadata.target.model, metadata.target.variant)
-    texts = {source.name: source.text for source in metadata.spec}
-    return load_source(Source(root.name, root.text), wanted, metadata.target.settings, texts=texts)

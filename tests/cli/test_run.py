@@ -13,6 +13,8 @@ import crate_dsl
 from crate_dsl.compiler.recipe import entries
 from tests.cli.conftest import Cli
 
+TRAINING = Path(__file__).parents[1] / "training"
+
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
@@ -200,6 +202,50 @@ def test_right_answers_are_counted_on_test_images(cli: Cli, trained: Path) -> No
     scores = json.loads((trained / "run" / "test.json").read_text())
     assert found["images"] == scores["images"]
     assert found["accuracy"] == pytest.approx(scores["accuracy"])
+
+
+#: Networks without classes: one copies pictures, one completes them, with what is hidden drawn.
+WITHOUT_CLASSES = {
+    "autoencoder": "mse(copied, image)",
+    "completion": "mse(completed, patches, on = hidden)",
+}
+#: How far the loss may be from training's own, relatively: of the same numbers in another order of summation; and of
+#: other masks, 48 of some 17,000 patches' errors at a time.
+SAME, OTHER_MASKS = 1e-4, 0.05
+
+
+@pytest.mark.parametrize("name", WITHOUT_CLASSES)
+def test_where_there_are_no_classes_the_loss_is_told(cli: Cli, tmp_path: Path, name: str) -> None:
+    spec, run, onnx = TRAINING / f"{name}.crate", tmp_path / "run", tmp_path / "net.onnx"
+    trained = cli("train", spec, "--data", "digits", "--out", run, "--device", "cpu")
+    assert trained.out.startswith("loss ")
+    assert cli("export", run, "--out", onnx).code == 0
+    found = json.loads(cli("run", onnx, "--data", "digits", "--seed", 1, "--format", "json").out)
+    scores = json.loads((run / "test.json").read_text())
+    assert (found["images"], found["objective"]) == (scores["images"], WITHOUT_CLASSES[name])
+    tolerance = SAME if name == "autoencoder" else OTHER_MASKS
+    assert found["loss"] == pytest.approx(scores["loss"], rel=tolerance)
+    said = cli("run", onnx, "--data", "digits", "--seed", 1).out
+    assert said == f"loss {found['loss']:.4f} on 359 test images of digits: {WITHOUT_CLASSES[name]}\n"
+
+
+def test_neither_classes_nor_a_loss_that_can_be_told(cli: Cli, tmp_path: Path) -> None:
+    spec, onnx = tmp_path / "own.crate", tmp_path / "own.onnx"
+    spec.write_text(
+        """
+        model own {
+            input image : float[1, 8, 8]
+            made = image -> patchify(4) -> linear(5)
+            goal = image -> patchify(4) -> linear(5)
+            output made
+            objective mse(made, goal)
+        }
+        """
+    )
+    assert cli("export", spec, "--out", onnx).code == 0
+    result = cli("run", onnx, "--data", "digits")
+    assert result.code == 1
+    assert result.err == "error: `made` is no score for each class, but has the shape [4, 5]\n"
 
 
 def test_a_network_that_takes_no_pictures(cli: Cli, tmp_path: Path, picture: Path) -> None:
