@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crate_dsl.compiler.modules import Bound, StepModule
+from crate_dsl.compiler.operators import Port
 from crate_dsl.compiler.steps.norm.module import normalise
 from crate_dsl.compiler.types import TensorType
 
@@ -158,10 +159,10 @@ class SubspaceModule(StepModule):
             )
         if op.fraction is not None:
             return Bound(float(op.fraction), f"κα‖U‖₂² = {op.fraction:g}, by its relative step")
-        kappa = self.weight_of("step", given)
-        if kappa is None and not isinstance(op.step, float):
+        if isinstance(op.step, Port):
             return Bound(None, "its step is handed over, sample by sample")
-        kappa = float(op.step if kappa is None else kappa.abs().max())
+        learned = self.weight_of("step", given)
+        kappa = float(op.step if learned is None else learned.abs().max())
         # α is largest where there are fewest tokens.
         dim = inputs[0].shape[0]
         fewest = dim.offset + (dim.scale if dim.symbol else 0)
