@@ -12,6 +12,7 @@ from scipy.special import wrightomega
 from torch import Tensor
 
 from crate_dsl.compiler.operators import (
+    Certificate,
     CertifiedInverse,
     FixedPoint,
     Inverse,
@@ -48,12 +49,12 @@ def orthonormal_flow(double: bool = True, **arguments: object) -> Step:
     return item
 
 
-def solution(z: Tensor, u: Tensor, time: float, eps: float = 0.5) -> Tensor:
+def solution(z: Tensor, u: Tensor, time: float, rank: int = P) -> Tensor:
     """Z(t) where the bases are orthonormal: each singular value s of U_kᵀ Z moves by itself, and y = α s² obeys
     y e^y = y₀ e^(y₀ - 2αt), so y = ω(y₀ + log y₀ - 2αt) with Wright's ω(c) = W(e^c). The complement rests.
     """
-    alpha, out = P / (N * eps**2), z.clone()
-    for basis in u.split(P):
+    alpha, out = rank / (N * 0.5**2), z.clone()
+    for basis in u.split(rank):
         left, s, right = torch.linalg.svd(z @ basis.T, full_matrices=False)
         y = alpha * s**2
         moved = torch.from_numpy(wrightomega((y + y.log() - 2 * alpha * time).numpy()))
@@ -181,4 +182,87 @@ def test_bases_are_owned_or_borrowed_and_work_is_counted() -> None:
     ):
         with pytest.raises(Mistake) as caught:
             Flow(subspaces=K, rank=P, time=1.0, **arguments).infer(TOKENS)
+        assert caught.value.code == code
+
+
+# ---------------------------------------------------------------------- the closed form
+
+
+@pytest.mark.parametrize("rank", [1, 2, 5, 8])
+@pytest.mark.parametrize("time", [0.5, -0.3, 5.0])
+@pytest.mark.parametrize("size", [0.01, 1.0, 10.0, 1e4])
+def test_the_exact_flow_is_the_solution_in_both_faces(rank: int, time: float, size: float) -> None:
+    """Errors are relative to what goes in: small tokens fall to nothing."""
+    torch.manual_seed(3)
+    operator = Flow(subspaces=2, rank=rank, time=time, solver="exact", constraint="orthonormal")
+    item = step(operator, floats(N, 16))
+    exact = deepcopy(item.module).double()
+    u = torch.linalg.qr(torch.randn(16, 2 * rank, dtype=torch.double)).Q.T
+    with torch.no_grad():
+        item.module.subspaces.copy_(u)
+        exact.subspaces.copy_(u)
+    z = size * torch.randn(3, N, 16, dtype=torch.double)
+    wanted = solution(z, u, time, rank)
+    scale = max(size, float(wanted.abs().max()))
+    assert (exact(z) - wanted).abs().max() < EXACT * scale
+    assert (item.module(z.float()) - wanted).abs().max() < SINGLE * scale
+    (exported,) = item.onnx(z.float())
+    assert np.abs(exported - wanted.numpy()).max() < SINGLE * scale
+
+
+def test_the_exact_flow_takes_equal_and_missing_singular_values() -> None:
+    """Where eigenvectors are not determined, the step and its gradient still are."""
+    torch.manual_seed(4)
+    exact = orthonormal_flow(time=0.4, solver="exact")
+    fine = orthonormal_flow(time=0.4, steps=200)
+    u = exact.module.subspaces.detach()
+    tokens = {
+        "zero": torch.zeros(1, N, D),
+        "equal": torch.linalg.qr(torch.randn(N, P, dtype=torch.double)).Q @ u[:P],
+        "one direction": torch.ones(N, 1) @ torch.randn(1, D),
+    }
+    for z in tokens.values():
+        z = z.double().reshape(1, N, D).requires_grad_()
+        cotangent = torch.randn(1, N, D, dtype=torch.double)
+        outs = [item.module(z) for item in (exact, fine)]
+        gradients = [torch.autograd.grad(out, z, cotangent)[0] for out in outs]
+        assert (outs[0] - outs[1]).abs().max() < 1e-9
+        assert (gradients[0] - gradients[1]).abs().max() < 1e-7
+
+
+def test_the_gradients_of_the_exact_flow_are_those_of_finite_differences() -> None:
+    torch.manual_seed(5)
+    operator = Flow(subspaces=2, rank=2, time=0.4, solver="exact", constraint="orthonormal")
+    module = step(operator, floats(3, 5)).module.double()
+    z = torch.randn(2, 3, 5, dtype=torch.double, requires_grad=True)
+    u = torch.linalg.qr(torch.randn(5, 4, dtype=torch.double)).Q.T.requires_grad_()
+    assert torch.autograd.gradcheck(lambda z, u: module(z, subspaces=u), (z, u))
+
+
+@pytest.mark.parametrize("time", [0.5, -0.5])
+@pytest.mark.parametrize("size", [0.1, 3.0, 100.0])
+def test_the_exact_flow_is_undone_for_certain(time: float, size: float) -> None:
+    torch.manual_seed(6)
+    there = orthonormal_flow(time=time, solver="exact")
+    inverse = there.operator.inverse(CertifiedInverse(), TOKENS)
+    certificate = there.operator.certificate(TOKENS)
+    assert isinstance(inverse, Inverse) and isinstance(certificate, Certificate)
+    back = step(inverse.operator, TOKENS).module.double()
+    z = size * torch.randn(32, N, D, dtype=torch.double)
+    shared = {"subspaces": there.module.subspaces}
+    with torch.no_grad():
+        assert (back(there.module(z), **shared) - z).norm() < EXACT * z.norm()
+        moved = z + 1e-3 * size * torch.randn_like(z)
+        grown = (back(moved, **shared) - back(z, **shared)).flatten(1).norm(dim=1)
+        assert (grown <= certificate.stretch * (moved - z).flatten(1).norm(dim=1) * (1 + 1e-9)).all()
+
+
+def test_the_closed_form_needs_orthonormal_bases_and_takes_no_steps() -> None:
+    for arguments, code in (
+        ({}, "E0346"),
+        ({"bases": Weight("axes", floats(K * P, D))}, "E0346"),
+        ({"constraint": "orthonormal", "steps": 3}, "E0305"),
+    ):
+        with pytest.raises(Mistake) as caught:
+            Flow(subspaces=K, rank=P, time=1.0, solver="exact", **arguments).infer(TOKENS)
         assert caught.value.code == code

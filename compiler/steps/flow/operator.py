@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from math import exp
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from crate_dsl.compiler.operators import (
+    Certificate,
+    FixedPoint,
     Guard,
     Inverse,
     LearnedInverse,
+    Mistake,
     Mode,
     NoInverse,
     Operator,
@@ -38,7 +42,10 @@ class Flow(Operator):
     is of second, `rk4` of fourth order. Small tokens fall like e^(-αt) with α = rank / (N eps²) for N tokens, squares
     of large ones linearly. `bases` takes a `learn` of shape [subspaces * rank, dim], which a `compress` may share.
 
-    Undone, it is the same flow back in time: `tied` to the order of its solver.
+    `solver = exact` takes no steps: with `constraint = orthonormal` every singular value s of U_kᵀ Z moves by itself,
+    and y = α s² obeys y e^y = y₀ e^(y₀ - 2αt). What no subspace sees rests.
+
+    Undone, it is the same flow back in time: to the order of its solver, and with `exact` for certain.
     """
 
     word: ClassVar[str] = "flow"
@@ -51,11 +58,16 @@ class Flow(Operator):
     subspaces: Whole
     rank: Whole
     time: Annotated[float, Field(allow_inf_nan=False)]
-    steps: Whole = 4
-    solver: Literal["euler", "heun", "rk4"] = "rk4"
+    steps: Whole | None = None
+    solver: Literal["euler", "heun", "rk4", "exact"] = "rk4"
     eps: Positive = 0.5
     constraint: Literal["none", "orthonormal"] = "none"
     bases: Weight | None = None
+
+    @property
+    def count(self) -> int:
+        """How many steps: four where nothing is written."""
+        return self.steps or 4
 
     def infer(self, *inputs: TensorType) -> Typing:
         (tokens,) = inputs
@@ -64,33 +76,67 @@ class Flow(Operator):
         check_bases(self.bases, self.constraint == "orthonormal", inner, width)
         if self.constraint == "orthonormal":
             check_orthonormal(self.subspaces, self.rank, width)
+        if self.solver == "exact":
+            self._check_exact()
         owned = Slot((inner, width), linear_initial(width), self.constraint)
         count = tokens.shape[0].bound
-        maps, solve = 2 * 2 * count * width * inner, 2 * 2 * count * self.rank * inner
-        each = maps + solve + self.subspaces * self.rank**3 // 3 + 4 * count * width
         return Typing(
             (tokens,),
             {"subspaces": self.bases or owned},
-            flops=self.steps * STAGES[self.solver] * each,
+            flops=self._flops(count, width),
             guards=self._guards(count),
         )
 
+    def _check_exact(self) -> None:
+        if self.constraint != "orthonormal":
+            message = "the flow has a closed form only where all bases are orthonormal"
+            raise Mistake("E0346", message, "constraint = orthonormal, or solver = rk4", at="solver")
+        if self.steps is not None:
+            raise Mistake("E0305", "`solver = exact` takes no steps", "leave `steps` out", at="steps")
+
+    def _flops(self, count: int, width: int) -> int:
+        inner, cube = self.subspaces * self.rank, self.subspaces * self.rank**3
+        maps, products = 2 * 2 * count * width * inner, 2 * 2 * count * self.rank * inner
+        if self.solver == "exact":
+            # Eigenvectors of p x p matrices take about 9 p³ operations.
+            return maps + products + 11 * cube
+        return self.count * STAGES[self.solver] * (maps + products + cube // 3 + 4 * count * width)
+
     def _guards(self, count: int) -> tuple[Guard, ...]:
-        alpha = self.rank / (count * self.eps**2)
-        rate, limit = abs(self.time) / self.steps * alpha, STABLE[self.solver]
-        if self.constraint == "none" or self.time < 0 or rate < limit:
+        if self.constraint == "none" or self.time < 0 or self.solver == "exact":
+            return ()
+        alpha, length, limit = self.alpha(count), self.time / self.count, STABLE[self.solver]
+        if length * alpha < limit:
             return ()
         message = (
-            f"a step of {self.time / self.steps:.3g} is too long for `solver = {self.solver}`: small tokens fall at "
+            f"a step of {length:.3g} is too long for `solver = {self.solver}`: small tokens fall at "
             f"α = {alpha:.3g}, and it damps them only below {limit / alpha:.3g}"
         )
         enough = int(self.time * alpha / limit) + 1
         return (Guard("W0815", message, f"steps = {enough} or more", at="steps"),)
 
+    def alpha(self, tokens: int) -> float:
+        """α = p / (N ε²)."""
+        return self.rank / (tokens * self.eps**2)
+
     def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
         back = self.model_copy(update={"time": -self.time})
         if isinstance(mode, LearnedInverse):
             return Inverse(back)
-        if isinstance(mode, TiedInverse):
+        if isinstance(mode, TiedInverse) or self.solver == "exact":
             return Inverse(back, {"subspaces": "subspaces"})
-        return NoInverse("the flow back in time undoes it to the order of its solver", "mode = tied")
+        help = "mode = tied" if isinstance(mode, FixedPoint) else "solver = exact"
+        return NoInverse("the flow back in time undoes it to the order of its solver", help)
+
+    def certificate(self, *inputs: TensorType) -> Certificate | NoInverse:
+        """Each singular value is moved one to one. The slopes of ∇Rᶜ lie between -α/8 and α."""
+        if self.solver != "exact":
+            return NoInverse("its solver follows the flow only to its order", "solver = exact")
+        dim = inputs[0].shape[0]
+        # α is largest where there are fewest tokens.
+        alpha = self.alpha(dim.offset + (dim.scale if dim.symbol else 0))
+        slope = alpha if self.time > 0 else alpha / 8
+        reason = (
+            f"the exact flow: back in time, distances grow by at most e^({slope:.3g} · {abs(self.time):g})"
+        )
+        return Certificate(exp(slope * abs(self.time)), reason)
