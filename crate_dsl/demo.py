@@ -1,4 +1,4 @@
-"""`crate-dsl demo`: the whole way once: a spec, a trained network, a proved ONNX file, and what it sees."""
+"""`crate-dsl demo`: the whole way once: spec, trained network, proved ONNX file, what it sees and what it does."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from crate_dsl.language.diagnostics import UserError
 RECIPE: Mapping[str, str] = {"epochs": "16", "batch": "64"}
 #: Images that onnxruntime takes at once.
 BATCH = 250
+#: Images whose layers are measured, and of them those with maps.
+MEASURED, MAPPED = 128, 8
 #: How many right and wrong pictures the terminal shows.
 RIGHT_SHOWN, WRONG_SHOWN = 4, 8
 
@@ -78,12 +80,14 @@ class _Demo:
         self.console = console
         self.file = out / "crate.onnx"
         self.page = out / "demo.html"
+        self.report = out / "inside.html"
 
     def tell(self) -> Path:
         self.spec()
         self.training()
         self.export()
         self.looking()
+        self.inside()
         return self.page
 
     def say(self, text: str) -> None:
@@ -208,3 +212,21 @@ class _Demo:
         self.say(
             f"{gallery.accuracy:.1%} of {len(gallery.seen):,} right. All its mistakes, with pictures: {self.page}"
         )
+
+    def inside(self) -> None:
+        from crate_dsl.inspection.report import inspect
+        from crate_dsl.inspection.subject import run_subject
+        from crate_dsl.inspection.terminal import table
+        from crate_dsl.inspection.written import write
+        from crate_dsl.training.train import chosen_device
+
+        self.chapter("5  What it does inside", "crate-dsl", "inspect", str(self.out), "-o", str(self.report))
+        self.say("""The box is white: each layer is a step on an objective, so it can be measured whether the layer does
+            what it is derived to do. ▲ marks what does not.""")
+        self.console.print()
+        subject = run_subject(self.out, self.data, MEASURED, chosen_device(self.device))
+        report = inspect(subject, shown=MAPPED, batch=BATCH)
+        write(report, self.report)
+        self.console.print(Text(table(report)))
+        self.console.print()
+        self.say(f"With attention maps and tokens as colours: {self.report}")

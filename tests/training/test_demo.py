@@ -25,7 +25,12 @@ def test_the_demo_tells_its_story_and_tells_it_again(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     page, story = told(out)
     assert max(map(len, story.splitlines())) <= 80
-    for expected in ("crate-dsl train", "Proved: the largest relative difference", "Wrong, the surest first"):
+    for expected in (
+        "crate-dsl train",
+        "Proved: the largest relative difference",
+        "Wrong, the surest first",
+        "Rᶜ",
+    ):
         assert expected in story
     html = page.read_text("utf-8")
     assert "data:image/png;base64," in html
