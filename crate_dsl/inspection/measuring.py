@@ -114,12 +114,14 @@ def _sparsity(
 ) -> None:
     """The code; and the objective where the step starts and where it ends, unless it goes the other way."""
     code_bns, y_bnd = seen["code"], seen["norm"]
-    samples.nonzero.add(nonzero(code_bns))
+    operator: Any = node.operator
+    if operator.prox.word != "leaky":  # which is one to one, and makes nothing exactly zero
+        samples.nonzero.add(nonzero(code_bns))
     if node.ports or decodes:
         return
     step: Any = net.get_submodule(node.path)
     given = borrowed(net, node)
-    start_bns = y_bnd if step.operator.start == "input" else torch.zeros_like(code_bns)
+    start_bns = y_bnd if operator.start == "input" else torch.zeros_like(code_bns)
     for codes_bns, objective in ((start_bns, samples.lasso_before), (code_bns, samples.lasso_after)):
         objective.add(step.lasso(y_bnd, codes_bns, **given).double().sum(1))
 

@@ -106,9 +106,8 @@ def _subject(
     device: torch.device,
 ) -> Subject:
     feed = _check(net.graph, data)
-    # The same images each time, in the order of the test part.
-    lots_n = np.random.RandomState(SPLIT_SEED).permutation(len(data.test))
-    chosen_n = np.sort(lots_n[:images])
+    # The same images each time, mixed: test parts are often sorted by class, and the first are shown.
+    chosen_n = np.random.RandomState(SPLIT_SEED).permutation(len(data.test))[:images]
     part = data.test.take(chosen_n)
     held = Held(part, scaling, feed, device)
     return Subject(target, weights, net.to(device).eval(), data, scaling, held, part.images_nchw, chosen_n)

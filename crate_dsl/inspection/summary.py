@@ -68,7 +68,7 @@ def sentences(report: Report) -> list[str]:
         *_completion(report),
     ]
     rates = [layer.tokens_rate.mean for layer in report.layers]
-    if rates:
+    if len(rates) > 1:
         found.append(
             f"R of the tokens goes from {number(rates[0])} nats behind {report.layers[0].name} to "
             f"{number(rates[-1])} behind {report.layers[-1].name}."
@@ -82,7 +82,13 @@ def missing(report: Report) -> list[str]:
     if not any(layer.rate for layer in report.layers):
         found.append("No Rᶜ: none of its steps projects tokens onto subspaces, as `compress` does.")
     if not any(layer.nonzero for layer in report.layers):
-        found.append("No sparsity: none of its steps makes a code, as `sparsify` does.")
+        coded = any(layer.dictionary for layer in report.layers)
+        why = (
+            "`leaky` makes nothing exactly zero"
+            if coded
+            else "none of its steps makes a code, as `sparsify` does"
+        )
+        found.append(f"No sparsity: {why}.")
     if not report.pairs:
         found.append("No inversion error: nothing in it undoes anything (`inverse(stage, mode = …)`).")
     if not report.maps:
