@@ -27,6 +27,7 @@ from crate_dsl.compiler.operators import (
 from crate_dsl.compiler.steps.compress.operator import Compress, Decompress, Relative
 from crate_dsl.compiler.steps.norm.operator import LayerNorm, NoNorm, RmsNorm
 from crate_dsl.compiler.types import Dim, Symbol, TensorType, floats
+from crate_dsl.workspace import check_text
 from tests.steps.harness import Step, step
 
 #: Rounding of float64 over sums of a few dozen terms.
@@ -531,6 +532,16 @@ def test_guards_say_what_the_derivation_does_not_hold_for() -> None:
     assert guards(subspaces=2, rank=4, gradient="neumann") == []
     assert guards(subspaces=2, rank=4, gradient="neumann", norm=NoNorm()) == ["W0813"]
     assert guards(**orthonormal) == []
+
+
+def test_a_guard_is_told_once_for_a_repeat() -> None:
+    text = """model example {
+        input z : float[16, 8]
+        y = z -> repeat(3) { compress(2, 4, gradient = exact, constraint = orthonormal, step = 3) }
+        output y
+    }"""
+    (found,) = check_text("example.crate", text)
+    assert found.code == "W0811" and found.where is not None and found.where.span.text == "3"
 
 
 def test_the_radius_of_the_guard_is_that_of_every_normalised_input() -> None:
