@@ -35,6 +35,9 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 #: A share of a whole: 0 <= x < 1.
 Fraction01 = Annotated[float, Field(ge=0, lt=1)]
 
+#: The spacing of float32 at 1, the arithmetic of exported files: what is smaller is lost beside a number of size 1.
+FLOAT32_SPACING = 2.0**-23
+
 
 @dataclass(frozen=True, slots=True)
 class Port:

@@ -10,11 +10,9 @@ from torch.nn import functional as F
 
 from crate_dsl.compiler.modules import Bound, StepModule
 from crate_dsl.compiler.operators import Port
+from crate_dsl.compiler.steps.compress.operator import LOST
 from crate_dsl.compiler.steps.norm.module import normalise
 from crate_dsl.compiler.types import TensorType
-
-#: I + α WᵀW is rounded in proportion to its largest eigenvalue: an identity below so many spacings of that is lost.
-LOST = 8
 
 
 def precise(values: Tensor) -> Tensor:

@@ -11,12 +11,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from crate_dsl.compiler.functions import Body
-from crate_dsl.compiler.operators import Typing
-from crate_dsl.compiler.steps.compress.operator import FLOAT32_SPACING, Compress, Decompress, SubspaceStep
+from crate_dsl.compiler.operators import FLOAT32_SPACING, Typing
+from crate_dsl.compiler.steps.compress.operator import LOST, Compress, Decompress, SubspaceStep
 from crate_dsl.compiler.steps.norm.onnx import normalise
-
-#: I + α WᵀW is rounded in proportion to its largest eigenvalue: an identity below so many spacings of that is lost.
-LOST = 8
 
 #: Newton-Schulz steps towards an inverse. Eigenvalues lie in [f, f + s] with s ≤ f / (8 · 2⁻²³), see `inverted`: the
 #: start is off by ρ = s / (2 f + s) ≤ 1 - 2⁻¹⁹, and each step, rescaled, leaves ρ² / (2 - ρ²): after 10 of them that

@@ -6,6 +6,7 @@ from math import ceil, log, sqrt
 from typing import Any, ClassVar, Literal
 
 from crate_dsl.compiler.operators import (
+    FLOAT32_SPACING,
     Certificate,
     CertifiedInverse,
     FixedPoint,
@@ -32,8 +33,8 @@ from crate_dsl.compiler.operators import (
 from crate_dsl.compiler.steps.norm.operator import LayerNorm, NoNorm, NormForm, norm_slots, width_of
 from crate_dsl.compiler.types import TensorType
 
-#: The spacing of float32 at 1: what is smaller, beside a number of size 1, is lost in rounding.
-FLOAT32_SPACING = 2.0**-23
+#: I + α W Wᵀ is rounded in proportion to its largest eigenvalue: an identity below so many spacings of that is lost.
+LOST = 8
 
 
 class Relative(Form):

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from crate_dsl.compiler.modules import StepModule
 from crate_dsl.compiler.steps.compress.module import damped, precise
+from crate_dsl.compiler.steps.flow.operator import OMEGA_STEPS, POLISHING_STEPS
 
 Slope = Callable[[Tensor], Tensor]
 
@@ -69,10 +70,6 @@ class Flow(StepModule):
 
 
 # ------------------------------------------------------------------ the closed form
-
-#: Newton steps on ln ω + ω = c from min(c, ln max(c, 1)), which is off by at most 0.57, and then on their difference.
-#: Each squares the error: four and two reach float64's rounding.
-OMEGA_STEPS, POLISHING_STEPS = 4, 2
 
 
 def log_decay(y: Tensor, span: float) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 from crate_dsl.compiler.functions import Body
 from crate_dsl.compiler.operators import Typing
 from crate_dsl.compiler.steps.compress.onnx import damped, gram, joined, split, token_alpha
-from crate_dsl.compiler.steps.flow.operator import Flow
+from crate_dsl.compiler.steps.flow.operator import OMEGA_STEPS, POLISHING_STEPS, Flow
 
 
 def flow(b: Body, op: Flow, typing: Typing, z_bnd: str, **given: str) -> str:
@@ -55,8 +55,6 @@ def flow(b: Body, op: Flow, typing: Typing, z_bnd: str, **given: str) -> str:
 
 #: Sweeps of rotations over all pairs. They converge quadratically: six to eight are the usual number in float32.
 SWEEPS = 10
-#: As in torch.
-OMEGA_STEPS, POLISHING_STEPS = 4, 2
 #: The smallest float32 that has all its digits.
 TINY = 2.0**-126
 

@@ -34,6 +34,10 @@ STAGES = {"euler": 1, "heun": 2, "rk4": 4}
 #: The largest h·λ at which a solver still damps y' = -λ y.
 STABLE = {"euler": 2.0, "heun": 2.0, "rk4": 2.785}
 
+#: Newton steps on ln ω + ω = c, from min(c, ln max(c, 1)), which is off by at most 0.57 in ln ω, and then on
+#: q = ln(ω / y), which loses no digits where y is small. Each squares the error: all six reach float64's rounding.
+OMEGA_STEPS, POLISHING_STEPS = 4, 2
+
 
 class Flow(Operator):
     """Integrates dZ = -∇Rᶜ(Z | U) dt over `time`, in `steps` equal steps: denoising; with `time` below 0, diffusion.

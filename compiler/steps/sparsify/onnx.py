@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from crate_dsl.compiler.functions import Body
-from crate_dsl.compiler.operators import Typing
+from crate_dsl.compiler.operators import FLOAT32_SPACING, Typing
 from crate_dsl.compiler.steps.norm.onnx import normalise
 from crate_dsl.compiler.steps.sparsify.operator import (
-    FLOAT32_SPACING,
     Densify,
     DictionaryStep,
     Leaky,

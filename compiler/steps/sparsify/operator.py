@@ -32,9 +32,6 @@ from crate_dsl.compiler.operators import (
 from crate_dsl.compiler.steps.norm.operator import LayerNorm, NoNorm, NormForm, norm_slots, width_of
 from crate_dsl.compiler.types import TensorType
 
-#: The spacing of float32 at 1: what is smaller, beside a number of size 1, is lost in rounding.
-FLOAT32_SPACING = 2.0**-23
-
 
 class Nonnegative(Form):
     """max(x - τ, 0): codes are not negative, as published."""
