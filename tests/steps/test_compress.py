@@ -496,6 +496,17 @@ def test_rotating_the_space_rotates_the_step(variant: str) -> None:
     assert (item.module(z @ rotation) - before @ rotation).abs().max() < SINGLE
 
 
+@pytest.mark.parametrize("gradient", ["attention", "softmax", "neumann", "exact"])
+def test_dropout_drops_from_the_branch_while_training(gradient: str) -> None:
+    item = step(Compress(subspaces=K, rank=P, gradient=gradient, dropout=0.4), TOKENS)
+    z = torch.randn(40, N, D)
+    added = item.module(z) - z
+    trained = item.module.train()(z) - z
+    kept = trained.abs() > 1e-6
+    assert 0.35 < 1 - float(kept.double().mean()) < 0.45
+    assert (trained[kept] * 0.6 - added[kept]).abs().max() < SINGLE
+
+
 # ---------------------------------------------------------------------- what it says of itself
 
 

@@ -75,7 +75,7 @@ class SubspaceModule(StepModule):
         # U_k^T X for every subspace at once; tokens are rows here.
         w_bnm = F.linear(x_bnd, self._bases(given))
         if op.spectral:
-            return -rate * self._spectral(w_bnm, given)
+            return self._dropped(-rate * self._spectral(w_bnm, given))
         # A softmax scale that is a number is left to the kernel; one that is a tensor multiplies the queries.
         fixed = op.scale is None or isinstance(op.scale, float)
         w_bknp = self._heads(w_bnm)
@@ -87,7 +87,10 @@ class SubspaceModule(StepModule):
             is_causal=op.mask == "causal",
             scale=op.softmax_scale if fixed else 1.0,
         )
-        return self._led_back(x_bnd, heads_bknp, rate, given)
+        return self._dropped(self._led_back(x_bnd, heads_bknp, rate, given))
+
+    def _dropped(self, branch_bnd: Tensor) -> Tensor:
+        return F.dropout(branch_bnd, self.operator.dropout, self.training)
 
     def _spectral(self, w_bnm: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         """∇Rᶜ / α, exactly or to first order: eqs. 31 and 32."""
@@ -111,7 +114,6 @@ class SubspaceModule(StepModule):
             weight = self.weight_of("out_weight", given)
             assert weight is not None
             out_bnd = F.linear(heads_bnm, weight, self.weight_of("out_bias", given))
-        out_bnd = F.dropout(out_bnd, op.dropout, self.training)
         return out_bnd if op.step is None else rate * out_bnd
 
     # -------------------------------------------------------------- what can be seen
@@ -126,7 +128,7 @@ class SubspaceModule(StepModule):
         alpha = op.alpha(z_bnd.shape[1])
         if op.spectral:
             ascent_bnd = self._spectral(w_bnm, given)
-            return -rate * ascent_bnd, taps | {"gradient": alpha * ascent_bnd}
+            return self._dropped(-rate * ascent_bnd), taps | {"gradient": alpha * ascent_bnd}
         fixed = op.scale is None or isinstance(op.scale, float)
         query_bnm = w_bnm * (op.softmax_scale if fixed else self.scalar("scale", given.get("scale")))
         logits_bknn = self._heads(query_bnm) @ w_bknp.mT
@@ -141,7 +143,7 @@ class SubspaceModule(StepModule):
         taps["attention"] = attention_bknn
         if op.gradient == "softmax":
             taps["gradient"] = -alpha * self._led_back(x_bnd, attention_bknn @ w_bknp, 1.0, given)
-        return branch_bnd, taps
+        return self._dropped(branch_bnd), taps
 
     @torch.no_grad()
     def bound(self, *inputs: TensorType, **given: Tensor) -> Bound:

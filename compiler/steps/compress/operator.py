@@ -200,18 +200,16 @@ class SubspaceStep(Operator):
         return tuple(guards)
 
     def _step_guard(self, rate: float, alpha: float) -> Guard:
-        named = "κα‖U‖₂²"
         if self.fraction is None:
-            shown = f"{named} = {self.step:g} · {alpha:.3g} = {rate:.3g}"
-            limits = [f"below {limit / alpha:.3g}" for limit in (1, 2)]
+            shown = f"κα‖U‖₂² = {self.step:g} · {alpha:.3g} = {rate:.3g}"
+            one, two = (f"{limit / alpha:.3g}" for limit in (1, 2))
         else:
-            shown = f"{named} = {rate:g}"
-            limits = ["below relative(1)", "below relative(2)"]
+            shown, one, two = f"κα‖U‖₂² = {rate:g}", "relative(1)", "relative(2)"
         if rate >= 2:
             message = f"this step increases the rate of small tokens: {shown}, and it descends only below 2"
-            return Guard("W0811", message, f"a step {limits[1]}; to undo it as well, {limits[0]}", at="step")
+            return Guard("W0811", message, f"a step below {two}; to undo it as well, below {one}", at="step")
         message = f"this step descends, but cannot be undone: {shown}, and it is one to one only below 1"
-        return Guard("W0810", message, f"a step {limits[0]} can be undone", at="step")
+        return Guard("W0810", message, f"a step below {one} can be undone", at="step")
 
     def _radius_guards(self, count: int, width: int) -> list[Guard]:
         """The Neumann series of (I + α WᵀW)⁻¹ converges where α‖W_k‖₂² < 1, and nowhere else."""
@@ -364,7 +362,7 @@ class Decompress(SubspaceStep):
 
     def _check(self, tokens: TensorType, width: int) -> None:
         super()._check(tokens, width)
-        found = handed_over(self) or self._contraction()
+        found = self._contraction()
         if self.iterations == "certified" and isinstance(found, NoInverse):
             message = f"nothing certifies how many iterations are enough: {found.reason}"
             raise Mistake("E0342", message, found.help or "write a whole number", at="iterations")
