@@ -619,6 +619,13 @@ def test_the_inverse_of_the_inverse_is_the_step(mode: Mode) -> None:
         assert isinstance(back, Inverse) and back.operator == operator
 
 
+def test_a_learned_inverse_has_bases_of_its_own() -> None:
+    found = VARIANTS["exact_bases"].inverse(LearnedInverse(), TOKENS)
+    assert isinstance(found, Inverse) and set(found.operator.infer(TOKENS).slots) >= {"subspaces"}
+    tied = VARIANTS["exact_bases"].inverse(TiedInverse(), TOKENS)
+    assert isinstance(tied, Inverse) and "subspaces" not in tied.operator.infer(TOKENS).slots
+
+
 def test_the_bound_is_that_of_the_branch() -> None:
     """Sampled slopes come near it where tokens are small, and do not exceed it."""
     torch.manual_seed(5)

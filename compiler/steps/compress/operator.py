@@ -317,7 +317,8 @@ class Compress(SubspaceStep):
         if refused is not None:
             return refused
         if isinstance(mode, LearnedInverse):
-            return Inverse(Decompress(**self._arguments()))
+            # Bases that the encoder borrows are not the decoder's own.
+            return Inverse(Decompress(**(self._arguments() | {"bases": None})))
         iterations: int | Literal["certified"] = 1
         if isinstance(mode, FixedPoint):
             iterations = mode.iterations
@@ -376,7 +377,7 @@ class Decompress(SubspaceStep):
         if refused is not None:
             return refused
         if isinstance(mode, LearnedInverse):
-            return Inverse(Compress(**self._arguments()))
+            return Inverse(Compress(**(self._arguments() | {"bases": None})))
         if isinstance(mode, FixedPoint | CertifiedInverse) and self.iterations != "certified":
             reason = "it is itself an inverse, and only as near as its iterations bring it"
             return NoInverse(reason, "iterations = certified")

@@ -126,7 +126,7 @@ class Flow(Operator):
     def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
         back = self.model_copy(update={"time": -self.time})
         if isinstance(mode, LearnedInverse):
-            return Inverse(back)
+            return Inverse(back.model_copy(update={"bases": None}))
         if isinstance(mode, TiedInverse) or self.solver == "exact":
             return Inverse(back, {"subspaces": "subspaces"})
         help = "mode = tied" if isinstance(mode, FixedPoint) else "solver = exact"
