@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 #: A whole number of at least one: a count or a width.
 Whole = Annotated[int, Field(ge=1)]
+#: The most iterations of one step. A contraction that needs more has c > 0.996: a slip, or a step that is too long.
+MOST_ITERATIONS = 10_000
+#: How often a step repeats itself.
+Iterations = Annotated[int, Field(ge=1, le=MOST_ITERATIONS)]
 #: A number above zero.
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 #: A number of at least zero.
@@ -36,7 +40,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction01 = Annotated[float, Field(ge=0, lt=1)]
 
 #: The spacing of float32 at 1, the arithmetic of exported files: what is smaller is lost beside a number of size 1.
-FLOAT32_SPACING = 2.0**-23
+FLOAT32_SPACING, FLOAT64_SPACING = 2.0**-23, 2.0**-52
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +247,7 @@ class FixedPoint(Form):
     """The step's own map, inverted by so many iterations. It converges where the step's branch is a contraction."""
 
     word: ClassVar[str] = "fixed_point"
-    iterations: Whole
+    iterations: Iterations
 
 
 class CertifiedInverse(Form):

@@ -6,10 +6,16 @@ from dataclasses import dataclass
 from math import prod
 
 from crate_dsl.compiler.graph import ModelGraph
-from crate_dsl.compiler.operators import CertifiedInverse, FixedPoint, Mode
+from crate_dsl.compiler.operators import (
+    FLOAT32_SPACING,
+    FLOAT64_SPACING,
+    CertifiedInverse,
+    FixedPoint,
+    Mode,
+)
 
-#: The spacing of numbers around 1: what one rounding changes, twice over.
-EPSILONS = {"float32": 2.0**-23, "float64": 2.0**-52}
+#: The spacing of numbers at 1, by precision.
+EPSILONS = {"float32": FLOAT32_SPACING, "float64": FLOAT64_SPACING}
 
 
 @dataclass(frozen=True, slots=True)

@@ -182,4 +182,5 @@ def test_the_mode_must_be_said_and_the_stage_used() -> None:
     assert codes(text.replace(", mode = learned", "")) == ["E0302"]
     assert codes(text.replace("learned", "lerned")) == ["E0307"]
     assert codes(text.replace("learned", "fixed_point")) == ["E0302"]
+    assert codes(text.replace("learned", "fixed_point(1000000000)")) == ["E0306"]
     assert codes(text.replace("code = image -> encoder", "code = image -> patchify(2)")) == ["E0506"]

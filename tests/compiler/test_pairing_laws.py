@@ -82,6 +82,7 @@ CERTIFIED = """compress(3, rank = 4, gradient = exact, norm = none, constraint =
         ("gradient = exact", "gradient = softmax", "compress"),
         ("norm = none, constraint = orthonormal, step", "constraint = orthonormal, step", "compress"),
         ("relative(0.5)", "relative(1)", "compress"),
+        ("relative(0.5)", "relative(0.9999)", "compress"),
         ("step = relative(0.5)", "step = 0.5", "compress"),
         ("leaky(0.9)", "nonnegative", "sparsify"),
         ("leaky(0.9)", "soft", "sparsify"),

@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from crate_dsl.compiler.operators import (
     FLOAT32_SPACING,
+    FLOAT64_SPACING,
+    MOST_ITERATIONS,
     Certificate,
     CertifiedInverse,
     FixedPoint,
@@ -14,6 +16,7 @@ from crate_dsl.compiler.operators import (
     Fraction01,
     Guard,
     Inverse,
+    Iterations,
     LearnedInverse,
     Mistake,
     Mode,
@@ -269,6 +272,10 @@ class SubspaceStep(Operator):
         if self.fraction >= 1:
             reason = f"κα‖U‖₂² = {self.fraction:g}, and it is one to one for certain only below 1"
             return NoInverse(reason, "step = relative(0.5)")
+        sweeps = log(FLOAT64_SPACING) / log(self.fraction)
+        if sweeps > MOST_ITERATIONS:
+            reason = f"at κα‖U‖₂² = {self.fraction:g} its inverse takes {sweeps:.3g} iterations, and at most "
+            return NoInverse(f"{reason}{MOST_ITERATIONS:,} are run", "step = relative(0.5)")
         return self.fraction
 
     def _arguments(self) -> dict[str, Any]:
@@ -348,7 +355,7 @@ class Decompress(SubspaceStep):
         "iterations: Behrmann et al. 2019, Invertible Residual Networks, arXiv 1811.00995"
     )
 
-    iterations: Whole | Literal["certified"] = 1
+    iterations: Iterations | Literal["certified"] = 1
 
     def sweeps(self, spacing: float) -> int:
         """How often the branch is evaluated, in an arithmetic whose numbers near 1 have that spacing.

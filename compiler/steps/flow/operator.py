@@ -12,6 +12,7 @@ from crate_dsl.compiler.operators import (
     FixedPoint,
     Guard,
     Inverse,
+    Iterations,
     LearnedInverse,
     Mistake,
     Mode,
@@ -62,7 +63,7 @@ class Flow(Operator):
     subspaces: Whole
     rank: Whole
     time: Annotated[float, Field(allow_inf_nan=False)]
-    steps: Whole | None = None
+    steps: Iterations | None = None
     solver: Literal["euler", "heun", "rk4", "exact"] = "rk4"
     eps: Positive = 0.5
     constraint: Literal["none", "orthonormal"] = "none"

@@ -13,6 +13,7 @@ from crate_dsl.compiler.operators import (
     FixedPoint,
     Form,
     Inverse,
+    Iterations,
     LearnedInverse,
     Mistake,
     Mode,
@@ -60,7 +61,7 @@ class DictionaryStep(Operator):
 
     step: PositiveScalar = 0.1
     penalty: NonNegativeScalar = 0.1
-    iterations: Whole = 1
+    iterations: Iterations = 1
     start: Literal["input", "zero"] = "input"
     prox: ProxForm = Nonnegative()
     expand: Whole = 1
@@ -247,7 +248,7 @@ class Densify(DictionaryStep):
     )
 
     by: Literal["synthesis", "gradient"] = "synthesis"
-    repeats: Whole | Literal["certified"] = 1
+    repeats: Iterations | Literal["certified"] = 1
 
     @property
     def taps(self) -> tuple[str, ...]:
