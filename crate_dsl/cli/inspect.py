@@ -87,8 +87,11 @@ def inspect(
     from crate_dsl.inspection.subject import run_subject, target_subject
     from crate_dsl.inspection.terminal import progress, table
     from crate_dsl.inspection.written import write
+    from crate_dsl.training.sources import required_module
     from crate_dsl.training.train import chosen_device
 
+    for module in ("jinja2", "matplotlib", "PIL", "scipy"):  # before anything is measured
+        required_module(module, "inspect")
     on = chosen_device(device)
     if graph is None:
         subject = run_subject(Path(target), data, images, on)

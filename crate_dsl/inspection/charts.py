@@ -114,11 +114,10 @@ class _Scale:
         lows, highs = lows + origins, highs + origins
         if logarithmic:
             above = [point.value for point in points if point.value > 0] or [1.0]
-            low, high = floor(log10(min(above))), ceil(log10(max(above)))
-            high = max(high, low + 1)
-            step = max(1, ceil((high - low) / 6))
-            ticks = tuple(10.0**power for power in range(low, high + 1, step))
-            return _Scale(10.0**low, 10.0**high, percent, True, ticks)
+            first, last = floor(log10(min(above))), ceil(log10(max(above)))
+            last = max(last, first + 1)
+            ticks = tuple(10.0**power for power in range(first, last + 1, max(1, ceil((last - first) / 6))))
+            return _Scale(10.0**first, 10.0**last, percent, True, ticks)
         low, high = min(lows), max(highs)
         if zero:
             low = min(low, 0.0)

@@ -84,7 +84,7 @@ def _rate(layers: Sequence[LayerReport]) -> str:
 
 def _step_rate(layers: Sequence[LayerReport]) -> str:
     moves = [
-        point and replace(point, spread=0.0, origin=layer.rate and layer.rate.mean)
+        point and replace(point, spread=0.0, origin=layer.rate.mean if layer.rate else None)
         for layer, point in zip(layers, _trends(layers, step_rate), strict=True)
     ]
     return _drawn(layers, [Series("Rᶜ", "rate", moves, "moves")], "Rᶜ before and after each compress step")

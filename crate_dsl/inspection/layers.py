@@ -42,7 +42,9 @@ class Layer:
     def features(self) -> tuple[Node, str] | None:
         """The step, and the tap of it, by which tokens are compared."""
         node = self.with_tap(*FEATURES)
-        return node and (node, next(tap for tap in FEATURES if tap in node.operator.taps))
+        if node is None:
+            return None
+        return node, next(tap for tap in FEATURES if tap in node.operator.taps)
 
 
 def layers(graph: ModelGraph) -> tuple[Layer, ...]:

@@ -83,11 +83,13 @@ class Incoherence:
 def incoherence(vectors_md: Tensor) -> Incoherence:
     """Of vectors as rows: the basis vectors of all subspaces, or the atoms of a dictionary."""
     rows_md = vectors_md.detach().double().cpu()
-    gram_mm = rows_md @ rows_md.T
-    deviation = torch.linalg.eigvalsh(gram_mm - torch.eye(len(gram_mm), dtype=torch.float64)).abs().max()
+    count, width = rows_md.shape
+    # G has the eigenvalues of the smaller of its two sides; if it is the larger, the others are zero.
+    smaller = rows_md @ rows_md.T if count <= width else rows_md.T @ rows_md
+    deviation = (torch.linalg.eigvalsh(smaller) - 1).abs().max().clamp(min=0.0 if count <= width else 1.0)
     generator = torch.Generator().manual_seed(0)
     chance_md = torch.randn(rows_md.shape, generator=generator, dtype=torch.float64)
-    return Incoherence(len(rows_md), float(deviation), _coherence(rows_md), _coherence(chance_md))
+    return Incoherence(count, float(deviation), _coherence(rows_md), _coherence(chance_md))
 
 
 def _coherence(rows_md: Tensor) -> float:

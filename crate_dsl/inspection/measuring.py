@@ -50,8 +50,8 @@ def measure(
     """
     found = {layer.name: LayerSamples() for layer in layers}
     pairs = Pairs(net.graph)
-    rates = {node.name: layer for layer in layers if (node := layer.with_tap("projection"))}
-    codes = {node.name: layer for layer in layers if (node := layer.with_tap("code"))}
+    rates = {step.name: layer for layer in layers if (step := layer.with_tap("projection"))}
+    codes = {step.name: layer for layer in layers if (step := layer.with_tap("code"))}
     ends = {layer.tokens.node: layer for layer in layers}
     globs = [f"{name}.{tap}" for name in rates for tap in ("norm", "projection")]
     globs += [f"{name}.{tap}" for name in codes for tap in ("norm", "code")]

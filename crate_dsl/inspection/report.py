@@ -158,8 +158,8 @@ def inspect(
         ),
         maps=maps,
         features=features,
-        completion=completions and _completion(completions),
-        pictures=completions and _pictures(completions),
+        completion=_completion(completions) if completions else None,
+        pictures=_pictures(completions) if completions else None,
         capacity=tuple(edges(graph, rates)),
         shown=min(shown, len(subject.held)),
     )
@@ -200,14 +200,14 @@ def _layers(
                 name=layer.name,
                 stage=layer.stage,
                 decodes=layer.decodes,
-                rate=_trend(own.rate, past and past.rate),
+                rate=_trend(own.rate, past.rate if past else None),
                 step_rate=_trend(own.step_rate, own.rate),
                 tokens_rate=own.tokens_rate.measure(),
                 reduction=own.reduction.measure() if own.reduction.values else None,
-                nonzero=_trend(own.nonzero, past and past.nonzero),
+                nonzero=_trend(own.nonzero, past.nonzero if past else None),
                 lasso=_gained(own),
-                subspaces=rate and incoherence(weight(subject.net, rate, "subspaces")),
-                dictionary=code and incoherence(weight(subject.net, code, "dictionary").T),
+                subspaces=incoherence(weight(subject.net, rate, "subspaces")) if rate else None,
+                dictionary=incoherence(weight(subject.net, code, "dictionary").T) if code else None,
             )
         )
         before = layer

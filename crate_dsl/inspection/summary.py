@@ -47,11 +47,9 @@ def tiles(report: Report) -> list[Tile]:
         ratio = report.completion.network.mean / (report.completion.nearest_patch.mean or 1.0)
         label = "the squared error of copying the nearest visible patch"
         found.append(Tile(f"{ratio:.2f} ×", label, "loss", ratio >= 1))
-    accuracy = (report.subject.test or {}).get("accuracy")
-    if accuracy is not None:
-        found.append(
-            Tile(f"{accuracy:.1%}", f"of {report.subject.test['images']:,} test images right", "loss")
-        )  # type: ignore[index]
+    test = report.subject.test or {}
+    if "accuracy" in test:
+        found.append(Tile(f"{test['accuracy']:.1%}", f"of {test['images']:,} test images right", "loss"))
     return found
 
 

@@ -39,7 +39,9 @@ def table(report: Report) -> str:
     head = f"{subject.target}, weights: {subject.weights}; {len(subject.held):,} test images of {subject.data.text}"
     lines = [wrapped(head), ""]
     if report.layers:
-        cells = [("layer", "Rᶜ in", "after compress", "non-zero", "LASSO gain", "R out")]
+        cells: list[tuple[str, ...]] = [
+            ("layer", "Rᶜ in", "after compress", "non-zero", "LASSO gain", "R out")
+        ]
         cells += [_row(layer) for layer in report.layers]
         # Only the columns that this network has something for.
         kept = [at for at in range(len(cells[0])) if at == 0 or any(row[at] != "–" for row in cells[1:])]

@@ -49,9 +49,9 @@ def view(
     """
     graph = net.graph
     attending = {
-        node.name: (layer, where)
+        step.name: (layer, where)
         for layer in mapped
-        if (node := layer.with_tap("attention")) and (where := axis(graph, node))
+        if (step := layer.with_tap("attention")) and (where := axis(graph, step))
     }
     chosen = compared.features if compared is not None else None
     along = axis(graph, chosen[0]) if chosen is not None else None
