@@ -27,6 +27,7 @@ def orthonormal(weight: Tensor) -> Tensor:
     return (left @ right).to(weight.dtype)
 
 
+@torch.no_grad()
 def deviation(weight: Tensor) -> float:
     """The largest entry of W Wᵀ - I (or WᵀW - I, where there are fewer columns)."""
     wide = weight.double() if weight.shape[0] <= weight.shape[1] else weight.double().T

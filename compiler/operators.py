@@ -43,6 +43,10 @@ Fraction01 = Annotated[float, Field(ge=0, lt=1)]
 FLOAT32_SPACING, FLOAT64_SPACING = 2.0**-23, 2.0**-52
 
 
+#: What a weight may be held to.
+Constraint = Literal["none", "orthonormal"]
+
+
 @dataclass(frozen=True, slots=True)
 class Port:
     """A tensor handed to a step by an argument: one more input of the step, known by the argument's name."""
@@ -62,10 +66,14 @@ class Learned:
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A `learn` of the spec, named as an argument (`prepend(class_token)`, `fill = mask_token`)."""
+    """A `learn` of the spec, named as an argument (`prepend(class_token)`, `fill = mask_token`).
+
+    Where a step needs it constrained, `constraint` says so, and it is so for every step that reads it.
+    """
 
     name: str
     type: TensorType
+    constraint: Constraint = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +168,7 @@ class Slot:
 
     shape: tuple[int, ...]
     initial: Initial
-    constraint: Literal["none", "orthonormal"] = "none"
+    constraint: Constraint = "none"
 
 
 @dataclass(frozen=True, slots=True)

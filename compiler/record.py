@@ -10,7 +10,7 @@ import networkx as nx
 
 from crate_dsl.compiler.graph import Apply, Call, Entry, Loop, Node, Pair, Scope, Value
 from crate_dsl.compiler.meanings import Namespace, Tensor
-from crate_dsl.compiler.operators import Operator, Ref, Slot, Typing
+from crate_dsl.compiler.operators import Constraint, Operator, Ref, Slot, Typing
 from crate_dsl.compiler.types import TensorType
 from crate_dsl.language.diagnostics import Label
 from crate_dsl.language.source import Span
@@ -143,6 +143,12 @@ class Recorder:
         if known.shape != slot.shape:
             raise SlotMismatch(path, known, slot)
 
+    def _constrain(self, path: str, constraint: Constraint) -> None:
+        """Hold a weight that exists to what a step that borrows it needs."""
+        self.slots[path] = constrained = replace(self.slots[path], constraint=constraint)
+        if path in self.learns:
+            self.learns[path] = constrained
+
     def step(
         self,
         path: str,
@@ -163,6 +169,8 @@ class Recorder:
             slot_path = f"{path}.{name}" if isinstance(weight, Slot) else weight.name
             if isinstance(weight, Slot):
                 self.slot(slot_path, weight)
+            elif weight.constraint != "none":
+                self._constrain(slot_path, weight.constraint)
             if not place.frozen:
                 self.trained.add(slot_path)
             weights[name] = Ref(slot_path, "detached" if place.frozen else "same")

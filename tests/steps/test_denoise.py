@@ -133,7 +133,6 @@ def test_bases_are_held_orthonormal_or_that_is_said() -> None:
     [
         ({"subspaces": 4}, "E0340"),
         ({"bases": Weight("axes", floats(2, D))}, "E0343"),
-        ({"bases": Weight("axes", floats(K * P, D)), "constraint": "orthonormal"}, "E0344"),
         ({"time": Port(floats(2))}, "E0410"),
     ],
 )

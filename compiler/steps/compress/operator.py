@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import ceil, log, sqrt
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +12,7 @@ from crate_dsl.compiler.operators import (
     MOST_ITERATIONS,
     Certificate,
     CertifiedInverse,
+    Constraint,
     FixedPoint,
     Form,
     Fraction01,
@@ -120,7 +122,7 @@ class SubspaceStep(Operator):
         self._check(tokens, width)
         inner = self.subspaces * self.rank
         weights: dict[str, Slot | Weight] = dict(norm_slots(self.norm, width, "norm_"))
-        weights["subspaces"] = self.bases or Slot((inner, width), linear_initial(width), self.constraint)
+        weights["subspaces"] = bases_of(self.bases, inner, width, self.constraint)
         if not self.tied:
             weights["out_weight"] = Slot((width, inner), linear_initial(inner))
             if self.biased:
@@ -161,8 +163,6 @@ class SubspaceStep(Operator):
             raise Mistake(
                 "E0305", "a tied output map has no bias", "leave `bias` out, or write `out = free`", at="bias"
             )
-        inner = self.subspaces * self.rank
-        check_bases(self.bases, self.constraint == "orthonormal", inner, width)
         if self.constraint == "orthonormal":
             check_orthonormal(self.subspaces, self.rank, width)
         if isinstance(self.mask, Port):
@@ -299,7 +299,8 @@ class Compress(SubspaceStep):
 
     `step` is κ, or `relative(c)`: that fraction of 1/(α‖U‖₂²), the largest step that is sure to be one to one.
     `constraint = orthonormal` holds the rows of all bases together orthonormal, so that ‖U‖₂ = 1. `bases` takes a
-    `learn` of shape [subspaces * rank, dim] in their place, which other steps may share.
+    `learn` of shape [subspaces * rank, dim] in their place, which other steps may share; a constraint holds for all of
+    them.
 
     What is left out follows from `gradient`. Attention: `out = free` with a bias, the softmax scale
     s = rank^(-1/2), κ = 1. Softmax: `out = tied`, s = 1, and for `step` κ half of 1/α. Exact and Neumann: `out =
@@ -400,20 +401,15 @@ class Decompress(SubspaceStep):
         return Certificate(1 + found, f"its inverse is Z + F(Z), where F stretches by κα‖U‖₂² = {found:g}")
 
 
-def check_bases(bases: Weight | None, constrained: bool, inner: int, width: int) -> None:
-    """A `learn` that stands for the bases has their shape; its constraint would be its own. Raises `Mistake`."""
-    if bases is None:
-        return
-    wanted = f"float[{inner}, {width}]"
-    if bases.type.kind != "float" or tuple(dim.static for dim in bases.type.shape) != (inner, width):
-        message = f"`bases` here are {wanted}, a row for each direction, but `{bases.name}` is {bases.type}"
-        raise Mistake("E0343", message, at="bases", label=str(bases.type))
-    if constrained:
-        message = (
-            f"`{bases.name}` is a `learn` of the model: no step that borrows it holds it to a constraint"
-        )
-        help = "leave `constraint` out, or leave `bases` out, so that the step owns them"
-        raise Mistake("E0344", message, help, at="constraint")
+def bases_of(given: Weight | None, inner: int, width: int, constraint: Constraint) -> Slot | Weight:
+    """The rows of all bases: of the step's own, or a `learn` of that shape. Raises `Mistake` where it has another."""
+    if given is None:
+        return Slot((inner, width), linear_initial(width), constraint)
+    if given.type.kind != "float" or tuple(dim.static for dim in given.type.shape) != (inner, width):
+        wanted = f"float[{inner}, {width}]"
+        message = f"`bases` here are {wanted}, a row for each direction, but `{given.name}` is {given.type}"
+        raise Mistake("E0343", message, at="bases", label=str(given.type))
+    return replace(given, constraint=constraint)
 
 
 def check_orthonormal(subspaces: int, rank: int, width: int) -> None:

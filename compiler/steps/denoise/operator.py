@@ -11,15 +11,13 @@ from crate_dsl.compiler.operators import (
     NoInverse,
     Operator,
     PositiveScalar,
-    Slot,
     Typing,
     Weight,
     Whole,
     check_scalar,
     learned_slots,
-    linear_initial,
 )
-from crate_dsl.compiler.steps.compress.operator import check_bases, check_orthonormal
+from crate_dsl.compiler.steps.compress.operator import bases_of, check_orthonormal
 from crate_dsl.compiler.steps.norm.operator import width_of
 from crate_dsl.compiler.types import TensorType
 
@@ -65,26 +63,22 @@ class Denoise(Operator):
         (tokens,) = inputs
         width = width_of(self.word, tokens)
         inner = self.subspaces * self.rank
-        check_bases(self.bases, self.constraint == "orthonormal", inner, width)
         if self.orthonormal:
             check_orthonormal(self.subspaces, self.rank, width)
         check_scalar(self, "time", 1)
-        constraint: Literal["none", "orthonormal"] = "orthonormal" if self.orthonormal else "none"
-        owned = Slot((inner, width), linear_initial(width), constraint)
+        bases = bases_of(self.bases, inner, width, "orthonormal" if self.orthonormal else "none")
         given = {name: slot for name, slot in learned_slots(self).items() if name != "bases"}
         count = tokens.shape[0].bound
         # Two maps; the energies; their softmax; the weighted heads.
         flops = count * (2 * 2 * width * inner + 3 * inner + 5 * self.subspaces)
-        return Typing(
-            (tokens,), {"subspaces": self.bases or owned} | given, flops=flops, guards=self._guards()
-        )
+        return Typing((tokens,), {"subspaces": bases} | given, flops=flops, guards=self._guards())
 
     def _guards(self) -> tuple[Guard, ...]:
         if self.orthonormal:
             return ()
         message = "this is a posterior mean only of subspaces with orthonormal basis vectors, and nothing holds these"
         at = "bases" if self.constraint is None else "constraint"
-        return (Guard("W0814", message, "constraint = orthonormal, with bases of its own", at=at),)
+        return (Guard("W0814", message, "constraint = orthonormal", at=at),)
 
     def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
         return NoInverse("what it takes for noise is gone")

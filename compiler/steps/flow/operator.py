@@ -19,14 +19,12 @@ from crate_dsl.compiler.operators import (
     NoInverse,
     Operator,
     Positive,
-    Slot,
     TiedInverse,
     Typing,
     Weight,
     Whole,
-    linear_initial,
 )
-from crate_dsl.compiler.steps.compress.operator import check_bases, check_orthonormal
+from crate_dsl.compiler.steps.compress.operator import bases_of, check_orthonormal
 from crate_dsl.compiler.steps.norm.operator import width_of
 from crate_dsl.compiler.types import TensorType
 
@@ -78,16 +76,14 @@ class Flow(Operator):
         (tokens,) = inputs
         width = width_of(self.word, tokens)
         inner = self.subspaces * self.rank
-        check_bases(self.bases, self.constraint == "orthonormal", inner, width)
         if self.constraint == "orthonormal":
             check_orthonormal(self.subspaces, self.rank, width)
         if self.solver == "exact":
             self._check_exact()
-        owned = Slot((inner, width), linear_initial(width), self.constraint)
         count = tokens.shape[0].bound
         return Typing(
             (tokens,),
-            {"subspaces": self.bases or owned},
+            {"subspaces": bases_of(self.bases, inner, width, self.constraint)},
             flops=self._flops(count, width),
             guards=self._guards(count),
         )
