@@ -12,11 +12,16 @@ from torch import Tensor
 from crate_dsl.compiler.graph import Entry, Node
 from crate_dsl.compiler.network import Network
 from crate_dsl.compiler.rates import published_rate
+from crate_dsl.compiler.steps.sparsify.operator import Leaky
 from crate_dsl.compiler.trace import borrowed, call_step, tapped
 from crate_dsl.inspection.completion import Completions
 from crate_dsl.inspection.layers import Layer
 from crate_dsl.inspection.measures import Samples, nonzero, reduction, tokens_rate
 from crate_dsl.inspection.pairs import Pairs
+from crate_dsl.language.diagnostics import UserError
+
+#: The taps that are measured.
+MEASURED = ("norm", "projection", "code")
 
 
 @dataclass
@@ -53,8 +58,12 @@ def measure(
     rates = {step.name: layer for layer in layers if (step := layer.with_tap("projection"))}
     codes = {step.name: layer for layer in layers if (step := layer.with_tap("code"))}
     ends = {layer.tokens.node: layer for layer in layers}
-    globs = [f"{name}.{tap}" for name in rates for tap in ("norm", "projection")]
-    globs += [f"{name}.{tap}" for name in codes for tap in ("norm", "code")]
+    globs = [
+        f"{name}.{tap}"
+        for name in {**rates, **codes}
+        for tap in net.graph.node(name).operator.taps
+        if tap in MEASURED
+    ]
     kept = pairs.read | (completions.task.values if completions else frozenset())
     globs += [*rates, *codes, *ends, *kept]
     for batch in batches:
@@ -85,6 +94,9 @@ def steps(
     """What globs choose of a network, gathered step by step: each step's taps by name, and its result by its own."""
     seen: dict[str, Tensor] = {}
     for path, tensor in tapped(net, globs, inputs):
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            help = "weights that have diverged, most likely: inspect a run of a smaller learning rate"
+            raise UserError(f"`{path}` is not finite on these images", help)
         if path in net.graph.graph:
             seen[path] = tensor
             yield net.graph.item(path), seen
@@ -102,7 +114,8 @@ def _compression(
     A step that undoes another one, or is handed something, is not asked what it would make of its own result.
     """
     samples.rate.add(published_rate(seen["projection"]))
-    samples.reduction.add(reduction(seen["norm"], seen["projection"]))
+    if "norm" in seen:
+        samples.reduction.add(reduction(seen["norm"], seen["projection"]))
     if not node.ports and not decodes:
         with torch.no_grad():
             _, again = call_step(net, node, [seen[node.name]], {}, explained=True)
@@ -115,7 +128,7 @@ def _sparsity(
     """The code; and the objective where the step starts and where it ends, unless it goes the other way."""
     code_bns, y_bnd = seen["code"], seen["norm"]
     operator: Any = node.operator
-    if operator.prox.word != "leaky":  # which is one to one, and makes nothing exactly zero
+    if not isinstance(operator.prox, Leaky):  # which is one to one, and makes nothing exactly zero
         samples.nonzero.add(nonzero(code_bns))
     if node.ports or decodes:
         return
@@ -124,8 +137,3 @@ def _sparsity(
     start_bns = y_bnd if operator.start == "input" else torch.zeros_like(code_bns)
     for codes_bns, objective in ((start_bns, samples.lasso_before), (code_bns, samples.lasso_after)):
         objective.add(step.lasso(y_bnd, codes_bns, **given).double().sum(1))
-
-
-def weight(net: Network, node: Node, name: str) -> Tensor:
-    """A weight that a step reads, its own or another's."""
-    return net.get_parameter(node.weights[name].slot).detach()

@@ -143,7 +143,7 @@ def _tokens(report: Report) -> list[TokenRow]:
         first = components_rck[None, ..., 0].astype(np.float32)
         rows.append(
             TokenRow(
-                data_uri(image_chw),
+                _picture(image_chw),
                 data_uri(first),
                 data_uri(colours),
                 data_uri(_overlaid(image_chw, objects)),
@@ -154,7 +154,12 @@ def _tokens(report: Report) -> list[TokenRow]:
 
 
 def _shown(report: Report) -> list[str]:
-    return [data_uri(image_chw) for image_chw in on_unit_scale(report.subject.images_nchw[: report.shown])]
+    return [_picture(image_chw) for image_chw in on_unit_scale(report.subject.images_nchw[: report.shown])]
+
+
+def _picture(image_chw: NDArray[np.float32]) -> str:
+    """A picture inside the page: in colours where it has three channels, else in the grey of their mean."""
+    return data_uri(image_chw if len(image_chw) == 3 else image_chw.mean(0, keepdims=True))
 
 
 def _heat(map_rc: Floats) -> NDArray[np.float32]:
@@ -198,7 +203,5 @@ def _completed(report: Report) -> list[CompletedRow]:
         height, width = image_chw.shape[1] // hidden_rs.shape[0], image_chw.shape[2] // hidden_rs.shape[1]
         where = np.kron(hidden_rs, np.ones((height, width))) > 0
         masked = np.where(where, np.float32(HIDDEN), image_chw)
-        rows.append(
-            CompletedRow(data_uri(image_chw), data_uri(masked), data_uri(completed.clamp(0, 1).numpy()))
-        )
+        rows.append(CompletedRow(*map(_picture, (image_chw, masked, completed.clamp(0, 1).numpy()))))
     return rows

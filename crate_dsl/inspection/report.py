@@ -9,12 +9,14 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
+from crate_dsl.compiler.graph import Node
+from crate_dsl.compiler.network import Network
 from crate_dsl.compiler.promises import promises
 from crate_dsl.inspection.capacity import Edge, edges
 from crate_dsl.inspection.completion import Completions, Pictures, task
 from crate_dsl.inspection.layers import Layer, layers
 from crate_dsl.inspection.measures import Incoherence, Measure, Samples, incoherence
-from crate_dsl.inspection.measuring import LayerSamples, measure, weight
+from crate_dsl.inspection.measuring import LayerSamples, measure
 from crate_dsl.inspection.pairs import Pairs
 from crate_dsl.inspection.subject import Subject
 from crate_dsl.inspection.viewing import Features, Maps, view
@@ -206,8 +208,8 @@ def _layers(
                 reduction=own.reduction.measure() if own.reduction.values else None,
                 nonzero=_trend(own.nonzero, past.nonzero if past else None),
                 lasso=_gained(own),
-                subspaces=incoherence(weight(subject.net, rate, "subspaces")) if rate else None,
-                dictionary=incoherence(weight(subject.net, code, "dictionary").T) if code else None,
+                subspaces=_incoherence(subject.net, rate, "subspaces"),
+                dictionary=_incoherence(subject.net, code, "dictionary", columns=True),
             )
         )
         before = layer
@@ -221,6 +223,14 @@ def _trend(samples: Samples, past: Samples | None) -> Trend | None:
     if past is None or not past.values:
         return Trend(measured.mean, measured.std, None, None)
     return Trend(measured.mean, measured.std, measured.mean < past.measure().mean, samples.share_below(past))
+
+
+def _incoherence(net: Network, node: Node | None, name: str, *, columns: bool = False) -> Incoherence | None:
+    """Of a weight that a step reads, its own or another's: its rows, or its columns."""
+    if node is None or name not in node.weights:
+        return None
+    weight = net.get_parameter(node.weights[name].slot)
+    return incoherence(weight.T if columns else weight)
 
 
 def _gained(samples: LayerSamples) -> Measure | None:

@@ -336,6 +336,46 @@ def test_the_terminal_shows_layers_in_eighty_columns(
     ] == "encoder.1"
 
 
+#: Networks with little to see, and pictures that are neither square nor of one or three channels.
+ODD = {
+    "no_layers": "pool",
+    "bare_steps": "compress(2, 3) -> sparsify(prox = soft) -> compress(3, 2) -> pool",
+    "learned_numbers": "compress(2, 3, step = learn(0.5)) -> sparsify(penalty = learn(0.1, shape = [8])) -> pool",
+    "spectral": "compress(2, 4, gradient = exact) -> unpatchify",
+    "denoising": "denoise(2, 3, time = 0.5) -> pool",
+    "a_part_of_the_grid": "gather(seen) -> attend(2) -> pool",
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_networks_and_pictures(name: str, tmp_path: Path) -> None:
+    seen = "input seen : index(6)[2] = choose\n" if "seen" in ODD[name] else ""
+    body = f"y = image -> patchify(2) -> linear(8) -> {ODD[name]}"
+    text = f"model odd {{\ninput image : float[2, 4, 6]\n{seen}{body}\noutput y\n}}\n"
+    (tmp_path / "odd.crate").write_text(text)
+    np.savez(tmp_path / "odd.npz", x=np.random.default_rng(0).random((30, 2, 4, 6), np.float32))
+    data = inspected(
+        tmp_path / "odd.crate", tmp_path / "odd.html", "--data", f"npz:{tmp_path / 'odd.npz'}", "--images", 1
+    )
+    assert (data["layers"] == []) == (name == "no_layers")
+    assert all(layer["tokens_rate"]["std"] == 0 for layer in data["layers"])
+
+
+def test_weights_that_diverged_are_told(
+    small: Inspected, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = open_run(small.run).net()
+    weights = {key: 1e30 * value for key, value in net.state_dict().items()}
+    save_file(weights, tmp_path / "huge.safetensors")
+    with pytest.raises(SystemExit) as end:
+        main([
+            "inspect", str(small.run.parent / "small.crate"), "-o", str(tmp_path / "r.html"), "--data", "digits",
+            "--weights", str(tmp_path / "huge.safetensors"),
+        ])  # fmt: skip
+    assert end.value.code == 1 and "is not finite on these images" in capsys.readouterr().err
+    assert not (tmp_path / "r.html").exists() and not (tmp_path / "r.json").exists()
+
+
 # ------------------------------------------------------------------ in a browser
 
 
