@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from crate_dsl.compiler.graph import Node
+from crate_dsl.compiler.graph import ModelGraph, Node
 from crate_dsl.compiler.network import Network
 from crate_dsl.compiler.promises import promises
 from crate_dsl.inspection.capacity import Edge, edges
@@ -160,7 +160,7 @@ def inspect(
         ),
         maps=maps,
         features=features,
-        completion=_completion(completions) if completions else None,
+        completion=_completion(completions, graph) if completions else None,
         pictures=_pictures(completions) if completions else None,
         capacity=tuple(edges(graph, rates)),
         shown=min(shown, len(subject.held)),
@@ -257,10 +257,11 @@ def _pairs(pairs: Pairs) -> list[PairReport]:
     ]
 
 
-def _completion(completions: Completions) -> CompletionReport:
+def _completion(completions: Completions, graph: ModelGraph) -> CompletionReport:
+    completed = completions.task.completed
     hidden = torch.cat([pictures.hidden for pictures in completions.pictures])
     return CompletionReport(
-        output=completions.task.completed.node,
+        output=graph.names.get(completed, completed.node),
         hidden=float(hidden.double().mean()),
         network=completions.network.measure(),
         mean_image=completions.mean.measure(),
