@@ -8,7 +8,7 @@ from itertools import groupby
 
 from crate_dsl.compiler.graph import Pair
 from crate_dsl.compiler.modules import Bound, StepModule
-from crate_dsl.compiler.network import Network
+from crate_dsl.compiler.network import Network, borrowed
 from crate_dsl.compiler.operators import FixedPoint
 from crate_dsl.language.diagnostics import NotCertified
 
@@ -51,10 +51,7 @@ def _bound(net: Network, pair: Pair) -> Bound:
         return Bound(None, "nothing bounds what the body of a residual does to distances")
     module = net.get_submodule(node.path)
     assert isinstance(module, StepModule)
-    borrowed = {
-        name: net.get_parameter(ref.slot) for name, ref in node.weights.items() if name not in node.slots
-    }
-    bound = module.bound(*(graph.type_of(value) for value in node.inputs), **borrowed)
+    bound = module.bound(*(graph.type_of(value) for value in node.inputs), **borrowed(net, node))
     if bound.lipschitz is None and pair.certificate is not None:
         return Bound(0.0, f"it is undone exactly: {pair.certificate.reason}")
     return bound

@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from crate_dsl.compiler.constraints import constrain_
 from crate_dsl.compiler.draws import Choose, NormalDraw, Shuffle, UniformDraw
-from crate_dsl.compiler.graph import Entry, ModelGraph
+from crate_dsl.compiler.graph import Entry, ModelGraph, Node
 from crate_dsl.language.diagnostics import UserError
 
 #: What torch holds for each kind of type.
@@ -165,6 +165,16 @@ class _Together(nn.Module):
 
     def forward(self, *arguments: Any) -> Any:
         return self.module(*arguments)
+
+
+def borrowed(net: Network, node: Node) -> dict[str, Tensor]:
+    """The weights that a use of a step takes from elsewhere, by the names under which it takes them."""
+    found = {}
+    for name, ref in node.weights.items():
+        if name not in node.slots:
+            weight = net.get_parameter(ref.slot)
+            found[name] = weight.detach() if ref.view == "detached" else weight
+    return found
 
 
 # ------------------------------------------------------------------ classes from their text

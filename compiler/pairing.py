@@ -275,7 +275,9 @@ class _Undoing:
     # -------------------------------------------------------------- no way back
 
     def _no_inverse(self, node: Node, answer: NoInverse, place: Place, word: str = "") -> _Stuck:
-        message = f"`{self.stage.name}` cannot be undone because of its `{word or node.word}`: {answer.reason}"
+        message = (
+            f"`{self.stage.name}` cannot be undone because of its `{word or node.word}`: {answer.reason}"
+        )
         also = [(node.span, "this step")]
         self.steps.error("E0530", self.span, message, *filter(None, [answer.help]), also=also, place=place)
         return _Stuck()

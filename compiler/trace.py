@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from crate_dsl.compiler.graph import ModelGraph, Node, Value
 from crate_dsl.compiler.modules import StepModule
-from crate_dsl.compiler.network import Network
+from crate_dsl.compiler.network import Network, borrowed
 from crate_dsl.language.diagnostics import UserError
 
 
@@ -173,16 +173,6 @@ def call_step(
     taps: dict[str, Tensor] = dict(result) if explained else {}
     out = taps.pop("out") if explained else result
     return (tuple(out) if isinstance(out, tuple) else (out,)), taps
-
-
-def borrowed(net: Network, node: Node) -> dict[str, Tensor]:
-    """The weights that a use of a step takes from elsewhere, by the names under which it takes them."""
-    found = {}
-    for name, ref in node.weights.items():
-        if name not in node.slots:
-            weight = net.get_parameter(ref.slot)
-            found[name] = weight.detach() if ref.view == "detached" else weight
-    return found
 
 
 class _Explained(nn.Module):

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from crate_dsl.compiler.graph import Entry, Node
-from crate_dsl.compiler.network import Network
+from crate_dsl.compiler.network import Network, borrowed
 from crate_dsl.compiler.rates import published_rate
 from crate_dsl.compiler.steps.sparsify.operator import Leaky
-from crate_dsl.compiler.trace import borrowed, call_step, tapped
+from crate_dsl.compiler.trace import call_step, tapped
 from crate_dsl.inspection.completion import Completions
 from crate_dsl.inspection.layers import Layer
 from crate_dsl.inspection.measures import Samples, nonzero, reduction, tokens_rate

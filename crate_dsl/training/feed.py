@@ -79,7 +79,8 @@ def _check_draws(graph: ModelGraph, image: Entry) -> None:
         ]
         if entry.source is not None and unknown:
             raise UserError(
-                f"`{entry.name}` : {entry.type} cannot be drawn in training: nothing tells its length `{unknown[0].name}`",
+                f"`{entry.name}` : {entry.type} cannot be drawn in training: nothing tells its length "
+                f"`{unknown[0].name}`",
                 "give it a length that is known",
             )
 
