@@ -6,6 +6,7 @@ mistake of this program; 130 interrupted.
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import sys
@@ -26,6 +27,8 @@ from crate_dsl.language.diagnostics import NotCertified, SpecError, UserError, d
 #: Each is a function of this name in a module of this name, and its docstring is its help. Where Python keeps the name
 #: for itself, an underscore follows there: `import_`.
 COMMANDS = ("check", "fmt", "show", "train", "import", "export", "inspect", "run", "explain", "demo")
+#: Those that read a text and are done: a tenth of their time would go into looking for garbage that is not there.
+BRIEF = ("check", "fmt", "explain")
 #: Set it to see where a mistake of this program comes from.
 TRACEBACK = "CRATE_DSL_TRACEBACK"
 
@@ -56,6 +59,8 @@ class Commands(TyperGroup):
             near = did_you_mean(cmd_name, COMMANDS)
             help = f"did you mean `{near}`?" if near else f"commands: {', '.join(COMMANDS)}"
             raise UserError(f"there is no command `{cmd_name}`", help, exit_code=2)
+        if cmd_name in BRIEF:
+            gc.disable()
         single = typer.Typer(**OPTIONS)
         name = f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name
         command = getattr(import_module(f"crate_dsl.cli.{name}"), name)
@@ -120,6 +125,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     # The only place that takes whatever comes: a user is owed a sentence, and a developer the way to the traceback.
     except Exception as problem:
         return _internal(problem)
+    finally:
+        gc.enable()
     return 0
 
 
