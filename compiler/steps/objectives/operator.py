@@ -175,6 +175,7 @@ class SparseRate(Operator):
     against a `learn` of shape [subspaces * rank, dim].
 
     Tokens are first brought to a root mean square of 1 each, so that nothing is won by shrinking them. `eps` is ε.
+    Rates are some hundred nats where the mean size is below 1: a λ that makes codes sparser is as large as they are.
     """
 
     word: ClassVar[str] = "sparse_rate"
