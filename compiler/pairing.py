@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from crate_dsl.compiler.expressions import make
 from crate_dsl.compiler.forms import Forms, replace_arguments
@@ -36,6 +36,8 @@ from crate_dsl.language.source import Span
 
 class _Arguments(BaseModel):
     """What `inverse` takes beside the stage."""
+
+    model_config = ConfigDict(defer_build=True)
 
     mode: Mode
 

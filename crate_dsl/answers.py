@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from crate_dsl.compiler.accepts import spelled
 from crate_dsl.compiler.graph import ModelGraph, Node
 from crate_dsl.compiler.runtime import Provider, Session, open_session
 from crate_dsl.compiler.types import TensorType
-from crate_dsl.language.diagnostics import UserError
+from crate_dsl.language.diagnostics import NotScaled, UserError
 from crate_dsl.show.columns import columns
 from crate_dsl.training.data import Scaling, on_unit_scale
 from crate_dsl.training.files import written_aside
@@ -195,6 +196,14 @@ class _Pictures:
             )
         channels, height, width = (dim.offset for dim in session.inputs[names[0]].shape)
         scaling = entry.scaling if entry else None
+        if scaling is None:
+            warnings.warn(
+                NotScaled(
+                    f"`{session.name}` does not say how pixels become numbers: they go in from 0 to 1 "
+                    "(`crate-dsl export … --scaling` says it)"
+                ),
+                stacklevel=2,
+            )
         if scaling is not None and {len(scaling.mean), len(scaling.std)} != {channels}:
             raise UserError(f"`{session.name}` is damaged: its scaling is not that of {channels} channels")
         return _Pictures(names[0], channels, height, width, scaling)

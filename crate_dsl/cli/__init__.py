@@ -12,6 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from inspect import cleandoc
 from keyword import iskeyword
@@ -22,7 +23,7 @@ from typer.core import TyperGroup
 
 import crate_dsl
 from crate_dsl.cli.terminal import complain
-from crate_dsl.language.diagnostics import NotCertified, SpecError, UserError, did_you_mean, render_all
+from crate_dsl.language.diagnostics import Caution, SpecError, UserError, did_you_mean, render_all
 
 #: Each is a function of this name in a module of this name, and its docstring is its help. Where Python keeps the name
 #: for itself, an underscore follows there: `import_`.
@@ -33,8 +34,6 @@ BRIEF = ("check", "fmt", "explain")
 TRACEBACK = "CRATE_DSL_TRACEBACK"
 
 INTERNAL_ERROR, INTERRUPTED = 70, 130
-#: Warnings that the user has read.
-_warned: set[str] = set()
 OPTIONS: dict[str, Any] = {
     "add_completion": False,
     "rich_markup_mode": None,
@@ -104,9 +103,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    warnings.showwarning = _warn
     try:
-        app(arguments, prog_name="crate-dsl")
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", Caution)
+            warnings.showwarning = partial(_warn, set())
+            app(arguments, prog_name="crate-dsl")
     except SystemExit as end:
         if end.code == INTERRUPTED:
             complain("interrupted")
@@ -130,12 +131,11 @@ def _run(arguments: Sequence[str] | None) -> int:
     return 0
 
 
-def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """A warning of ours as a sentence, once. Those of libraries are for developers."""
-    text = f"warning: {message}"
-    if issubclass(category, NotCertified) and text not in _warned:
-        _warned.add(text)
-        complain(text)
+def _warn(told: set[str], message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """A warning of ours as a sentence, told once. Those of libraries are for developers."""
+    if issubclass(category, Caution) and str(message) not in told:
+        told.add(str(message))
+        complain(f"warning: {message}")
 
 
 def _internal(problem: Exception) -> int:

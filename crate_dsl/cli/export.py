@@ -28,6 +28,14 @@ def export(
             show_default=False,
         ),
     ] = None,
+    scaling: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MEAN/STD",
+            help="What becomes of a spec's pixels, from 0 to 1: `imagenet`, or each channel's mean and spread.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -42,14 +50,15 @@ def export(
 
     crate-dsl export runs/first --out first.onnx
     crate-dsl export specs/crate.crate@tiny --out untrained.onnx
-    crate-dsl export specs/crate.crate@small --weights small.safetensors -o s.onnx
+    crate-dsl export c.crate --weights c.safetensors --scaling imagenet -o c.onnx
     """
     if out.suffix != ".onnx":
         raise UserError(f"`{out}` does not end with .onnx", exit_code=2)
     if (Path(target) / "run.json").is_file():
-        if set or weights is not None or seed is not None:
+        if set or scaling or weights is not None or seed is not None:
             raise UserError(
-                "a run's parameters and weights are fixed: `--set`, `--weights` and `--seed` go with a spec",
+                "a run's parameters, weights and scaling are fixed: `--set`, `--weights`, `--scaling` and `--seed` "
+                "go with a spec",
                 exit_code=2,
             )
         from crate_dsl.training.run import export_run
@@ -60,11 +69,13 @@ def export(
             raise UserError("`--weights` and `--seed` both say what the weights are", exit_code=2)
         graph = load_and_warn(target, set)
         import crate_dsl
+        from crate_dsl.training.manifest import asked_scaling
 
+        said = {"scaling": asked_scaling(scaling, graph).model_dump_json()} if scaling else {}
         net = crate_dsl.build(graph, seed=seed or 0)
         if weights is not None:
             crate_dsl.load_weights(net, weights)
-        proof = crate_dsl.export(graph, net, out)
+        proof = crate_dsl.export(graph, net, out, metadata=said)
     print(proof)
     size = sum(file.stat().st_size for file in (out, out.with_name(out.name + ".data")) if file.is_file())
     print(f"\n{out} is written, {size / 1e6:,.1f} MB")

@@ -86,8 +86,16 @@ class UserError(Exception):
         return "\n".join([self.message, *(f"help: {line}" for line in self.help)])
 
 
-class NotCertified(UserWarning):
+class Caution(UserWarning):
+    """Something that goes on, and that a user should know of; the command line prints it as a sentence."""
+
+
+class NotCertified(Caution):
     """What a spec asks for works, perhaps, but nothing certifies that it does for every input."""
+
+
+class NotScaled(Caution):
+    """Pictures go into a network that does not say how their pixels become numbers."""
 
 
 class Report:

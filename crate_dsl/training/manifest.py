@@ -52,6 +52,38 @@ def read_scaling(text: str, name: str) -> ScalingEntry:
         raise UserError(f"`{name}` is damaged: its scaling of pixels cannot be read") from problem
 
 
+#: Mean and spread of ImageNet's pixels, as all networks trained on it take them.
+IMAGENET = Scaling((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def asked_scaling(text: str, graph: ModelGraph) -> ScalingEntry:
+    """A scaling as a user writes it: `imagenet`, or `0.28/0.35`, `0.48,0.45,0.4/0.2,0.2,0.2`.
+
+    Raises:
+        UserError: it is no scaling, or not one for the picture that the graph takes.
+    """
+    pictures = [
+        entry for entry in graph.export_inputs.values() if entry.type.kind == "float" and entry.type.rank == 3
+    ]
+    if len(pictures) != 1:
+        raise UserError(f"`{graph.model}` does not take one picture: there is nothing to scale")
+    (picture,), scaling = pictures, IMAGENET
+    help = (
+        "--scaling imagenet, or each channel's mean and spread: --scaling 0.485,0.456,0.406/0.229,0.224,0.225"
+    )
+    try:
+        if text != "imagenet":
+            mean, std = (tuple(map(float, part.split(","))) for part in text.split("/"))
+            scaling = Scaling(mean, std)
+        entry = ScalingEntry(input=picture.name, mean=scaling.mean, std=scaling.std)
+    except ValueError:  # pydantic's errors are such, too
+        raise UserError(f"`{text}` is no scaling of pixels", help) from None
+    channels = picture.type.shape[0].bound
+    if {len(scaling.mean), len(scaling.std)} != {channels}:
+        raise UserError(f"`{picture.name}` has {channels} channels, but `{text}` is not for so many", help)
+    return entry
+
+
 class Manifest(BaseModel):
     """The entries of `run.json`."""
 

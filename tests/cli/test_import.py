@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -127,3 +128,31 @@ def test_weights_of_a_run_are_weights_too(cli: Cli, trained: Path, tmp_path: Pat
     x = torch.randn(2, 1, 8, 8).numpy()
     one, other = (crate_dsl.open_session(path, "cpu") for path in (exported, trained / "small.onnx"))
     assert (one(image=x)["logits"] == other(image=x)["logits"]).all()
+
+
+#: Its patches are not normalised before anything else, so that their scale is seen.
+ALPHA = FASHION.replace("crate.crate", "crate_alpha.crate")
+
+
+def test_a_scaling_travels_with_the_file(cli: Cli, tmp_path: Path) -> None:
+    """Given as numbers, it is what `run` does with pixels; without it, `run` says that they go in as they are."""
+    picture = tmp_path / "grey.npz"
+    pixels = np.arange(28 * 28, dtype=np.uint8).reshape(1, 1, 28, 28)
+    np.savez(picture, image=pixels)
+    files = {}
+    for name, more in {"plain": [], "scaled": ["--scaling", "0.25/0.5"]}.items():
+        files[name] = tmp_path / f"{name}.onnx"
+        assert cli("export", ALPHA, *more, "-o", files[name]).code == 0
+    plain, scaled = (cli("run", files[name], picture) for name in ("plain", "scaled"))
+    assert "warning: " in plain.err and "does not say how pixels become numbers" in plain.err
+    assert scaled.err == "" and scaled.out != plain.out
+    ready = tmp_path / "ready.npz"
+    np.savez(ready, image=((pixels / np.float32(255)) - np.float32(0.25)) / np.float32(0.5))
+    assert cli("run", files["plain"], ready).out.splitlines()[1:] == scaled.out.splitlines()[1:]
+
+
+@pytest.mark.parametrize("text", ["imagenet", "0.5", "a/b", "0.5/0", "0.5,0.5/1,1", "nan/1", "0.5/inf"])
+def test_what_is_no_scaling(cli: Cli, text: str, tmp_path: Path) -> None:
+    result = cli("export", FASHION, "--scaling", text, "-o", tmp_path / "net.onnx")
+    assert result.code == 1 and text in result.err and "--scaling imagenet" in result.err
+    assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,7 @@ from tests.cli.conftest import FASHION
 #: A check may take so many times as long as loading the libraries that it stands on.
 BUDGET = 2.5
 #: Best of so many interleaved runs.
-RUNS = 7
+RUNS = 12
 HEAVY = {"torch", "onnx", "onnxruntime", "numpy", "rich", "lightning", "matplotlib", "PIL"}
 COMMANDS = [
     ["check", FASHION.partition("@")[0]],
