@@ -16,15 +16,26 @@ from crate_dsl.compiler.operators import Slot
 #: How far W Wᵀ may be from the identity, entry by entry, in a weight that counts as orthonormal: float32's rounding
 #: of sums over some thousand terms of size 1/√1000, ten times over.
 ORTHONORMAL_TOLERANCE = 1e-5
+#: From ‖W Wᵀ - I‖₂ = e a Newton-Schulz step leaves at most ¾ e² + ¼ e³: from 0.3, five of them leave nothing in float64.
+NEAR, NEWTON_STEPS = 0.3, 5
 
 
 def orthonormal(weight: Tensor) -> Tensor:
     """The nearest matrix whose rows (columns, where there are fewer) are orthonormal: the polar factor V of W = S V.
 
-    Nearest in the Frobenius norm (Higham 1986, Computing the Polar Decomposition, eq. 2.7); computed in float64.
+    Nearest in the Frobenius norm; computed in float64. Near it already, as after a step of training, Newton-Schulz
+    iterations take a tenth of the time of singular values. Both: Higham 1986, Computing the Polar Decomposition.
     """
-    left, _, right = torch.linalg.svd(weight.double(), full_matrices=False)
-    return (left @ right).to(weight.dtype)
+    wide = weight.double() if weight.shape[0] <= weight.shape[1] else weight.double().T
+    one = torch.eye(len(wide), dtype=wide.dtype, device=wide.device)
+    off = wide @ wide.T - one
+    if (off @ off).norm().sqrt() < NEAR:  # ‖A‖₂² = ‖A²‖₂ ≤ ‖A²‖
+        for _ in range(NEWTON_STEPS):
+            wide = wide + 0.5 * (one - wide @ wide.T) @ wide
+    else:
+        left, _, right = torch.linalg.svd(wide, full_matrices=False)
+        wide = left @ right
+    return (wide if weight.shape[0] <= weight.shape[1] else wide.T).to(weight.dtype)
 
 
 @torch.no_grad()

@@ -51,6 +51,15 @@ def test_the_nearest_orthonormal_matrix_is_the_polar_factor(shape: tuple[int, in
         assert (w - v).norm() < (w - other).norm()
 
 
+@pytest.mark.parametrize("shape", [(3, 7), (7, 3), (5, 5)])
+def test_near_it_iterations_give_the_same(shape: tuple[int, int]) -> None:
+    torch.manual_seed(1)
+    w = orthonormal(torch.randn(shape, dtype=torch.float64)) + 0.01 * torch.randn(shape, dtype=torch.float64)
+    left, _, right = torch.linalg.svd(w, full_matrices=False)
+    assert (orthonormal(w) - left @ right).abs().max() < EXACT
+    assert deviation(orthonormal(w.float())) < SINGLE
+
+
 def test_a_learn_that_steps_share_is_held_for_all_of_them(tmp_path: Path) -> None:
     net = network()
     assert list(net.state_dict()) == ["axes", "y.sparsify.dictionary"]
