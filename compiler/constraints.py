@@ -16,7 +16,7 @@ from crate_dsl.compiler.operators import Slot
 #: How far W Wᵀ may be from the identity, entry by entry, in a weight that counts as orthonormal: float32's rounding
 #: of sums over some thousand terms of size 1/√1000, ten times over.
 ORTHONORMAL_TOLERANCE = 1e-5
-#: From ‖W Wᵀ - I‖₂ = e a Newton-Schulz step leaves at most ¾ e² + ¼ e³: from 0.3, five of them leave nothing in float64.
+#: From ‖W Wᵀ - I‖₂ = e a Newton-Schulz step leaves at most ¾ e² + ¼ e³: five leave nothing of 0.3 in float64.
 NEAR, NEWTON_STEPS = 0.3, 5
 
 
