@@ -40,11 +40,10 @@ class Losses(Statements):
         place: Place,
         path: str | None = None,
     ) -> Meaning:
-        named = [(name, getattr(operator, name)) for name in type(operator).model_fields]
-        stages = [(name, value) for name, value in named if isinstance(value, Inside)]
-        if not stages or place.dry:
+        found = None if type(operator).kind != "objective" or place.dry else _looked_into(operator)
+        if found is None:
             return super().record(operator, inputs, ports, spans, span, place, path)
-        argument, stage = stages[0]
+        argument, stage = found
         steps = list(self._uses(stage))
         if not steps:
             message = f"`{stage.name}` must be used before it is measured"
@@ -58,8 +57,8 @@ class Losses(Statements):
         total: Meaning | None = None
         for layer, (term, readings) in enumerate(terms):
             values = {name: Value(node.name) for name, node in readings.items()}
-            found = super().record(term, (), values, spans, span, place, f"{owner}.{layer}")
-            total = found if total is None else self.combine("+", total, span, found, span, place)
+            one = super().record(term, (), values, spans, span, place, f"{owner}.{layer}")
+            total = one if total is None else self.combine("+", total, span, one, span, place)
         assert total is not None, "terms() gives at least one, or raises"
         count = Constant(Fraction(len(terms)))
         return total if len(terms) == 1 else self.combine("/", total, span, count, span, place)
@@ -72,3 +71,9 @@ class Losses(Statements):
         nodes = [item for item in items if isinstance(item, Node) and item.path in paths]
         read = [node for node in nodes if node.name in self.reached]
         yield from read or nodes
+
+
+def _looked_into(loss: Operator) -> tuple[str, Inside] | None:
+    """The argument of a loss that is the name of a stage, and the stage."""
+    values = ((name, getattr(loss, name)) for name in type(loss).model_fields)
+    return next(((name, value) for name, value in values if isinstance(value, Inside)), None)

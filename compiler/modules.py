@@ -47,6 +47,12 @@ class StepModule(nn.Module):
         """
         return {"out": self(*piped, **named)}
 
+    def descent(self, taps: Mapping[str, Tensor], **given: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The objective that the step descends on, of each token, (B, N): where it starts and where it ends; None where
+        it descends on none. `taps` are those of `explain`, `given` the weights that are another step's.
+        """
+        return None
+
     def bound(self, *inputs: TensorType, **given: Tensor) -> Bound:
         """How far the step is from the identity where it is applied to `inputs`; `given` are the weights that
         are another step's.

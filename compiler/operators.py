@@ -329,6 +329,11 @@ class Operator(BaseModel):
         """The tensors beside its result that a reader of the step asks for; the torch face's `explain` gives them."""
         return ()
 
+    @property
+    def exact_zeros(self) -> bool:
+        """Whether the tap `code`, where there is one, has entries that are exactly zero."""
+        return "code" in self.taps
+
     def infer(self, *inputs: TensorType) -> Typing:
         """The type rule. `inputs` are the piped value(s); tensors given by argument are `Port` fields.
 
@@ -360,6 +365,11 @@ class Operator(BaseModel):
     def family(cls) -> str:
         """The package that holds this operator's faces."""
         return cls.__module__.rpartition(".")[0]
+
+
+def every_weight(operator: Operator, *inputs: TensorType) -> dict[str, str]:
+    """All weights of a step under their own names, for an inverse that shares them."""
+    return {name: name for name in operator.infer(*inputs).weights}
 
 
 def learned_slots(operator: Operator) -> dict[str, Slot | Weight]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from crate_dsl.compiler.graph import Entry, Node
+from crate_dsl.compiler.modules import StepModule
 from crate_dsl.compiler.network import Network, borrowed
 from crate_dsl.compiler.rates import published_rate
-from crate_dsl.compiler.steps.sparsify.operator import Leaky
 from crate_dsl.compiler.trace import call_step, tapped
 from crate_dsl.inspection.completion import Completions
 from crate_dsl.inspection.layers import Layer
@@ -126,14 +125,13 @@ def _sparsity(
     net: Network, node: Node, seen: dict[str, Tensor], samples: LayerSamples, decodes: bool
 ) -> None:
     """The code; and the objective where the step starts and where it ends, unless it goes the other way."""
-    code_bns, y_bnd = seen["code"], seen["norm"]
-    operator: Any = node.operator
-    if not isinstance(operator.prox, Leaky):  # which is one to one, and makes nothing exactly zero
-        samples.nonzero.add(nonzero(code_bns))
+    if node.operator.exact_zeros:
+        samples.nonzero.add(nonzero(seen["code"]))
     if node.ports or decodes:
         return
-    step: Any = net.get_submodule(node.path)
-    given = borrowed(net, node)
-    start_bns = y_bnd if operator.start == "input" else torch.zeros_like(code_bns)
-    for codes_bns, objective in ((start_bns, samples.lasso_before), (code_bns, samples.lasso_after)):
-        objective.add(step.lasso(y_bnd, codes_bns, **given).double().sum(1))
+    step = net.get_submodule(node.path)
+    assert isinstance(step, StepModule)
+    objective = step.descent(seen, **borrowed(net, node))
+    if objective is not None:
+        for objective_bn, found in zip(objective, (samples.lasso_before, samples.lasso_after), strict=True):
+            found.add(objective_bn.double().sum(1))

@@ -177,7 +177,7 @@ def _heat(map_rc: Floats) -> NDArray[np.float32]:
 def _overlaid(image_chw: NDArray[np.float32], objects: Sequence[Marks]) -> NDArray[np.float32]:
     """A picture in grey with its objects in colours: (3, h, w)."""
     grey = np.repeat(image_chw.mean(0, keepdims=True), 3, axis=0) * 0.75
-    for mark, colour in zip(objects, OBJECT_COLOURS, strict=False):
+    for mark, colour in zip(objects, OBJECT_COLOURS[: len(objects)], strict=True):
         height, width = image_chw.shape[1] // mark.shape[0], image_chw.shape[2] // mark.shape[1]
         where = np.kron(mark, np.ones((height, width))) > 0
         grey[:, where] = 0.45 * grey[:, where] + 0.55 * np.array(colour)[:, None]

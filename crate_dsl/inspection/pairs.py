@@ -25,10 +25,11 @@ class Way:
 
     def __init__(self, graph: ModelGraph, extent: Extent, pairs: list[Pair]) -> None:
         first, last = graph.node(pairs[0].step), graph.node(pairs[-1].step)
-        self.graph, self.extent, self.pairs = graph, extent, pairs
+        self.extent, self.pairs = extent, pairs
         self.code = Value(pairs[0].undoes)
         self.origin = _taken(graph.node(pairs[-1].undoes))
         self.start, self.end = _taken(first), Value(last.name)
+        self.steps = between(graph, self.start, self.end)
         self.errors = Samples()
 
     @property
@@ -45,7 +46,7 @@ class Way:
     def back(self, net: Network, code: Tensor) -> Tensor:
         """The decoder's steps on a code."""
         values = {self.start: code}
-        for node in between(self.graph, self.start, self.end):
+        for node in self.steps:
             piped = [values[value] for value in node.inputs]
             ports = {name: values[value] for name, value in node.ports.items()}
             results, _ = call_step(net, node, piped, ports)

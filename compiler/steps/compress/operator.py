@@ -31,6 +31,7 @@ from crate_dsl.compiler.operators import (
     Typing,
     Weight,
     Whole,
+    every_weight,
     handed_over,
     learned_slots,
     linear_initial,
@@ -282,10 +283,6 @@ class SubspaceStep(Operator):
         """The arguments of the branch, as another step takes them."""
         return {name: getattr(self, name) for name in SubspaceStep.model_fields}
 
-    def _shared(self, *inputs: TensorType) -> dict[str, str]:
-        """Every weight, under its own name."""
-        return {name: name for name in self.infer(*inputs).weights}
-
 
 class Compress(SubspaceStep):
     """Compresses tokens against `subspaces` learned subspaces of dimension `rank`.
@@ -335,7 +332,7 @@ class Compress(SubspaceStep):
             if isinstance(found, NoInverse):
                 return found
             iterations = "certified"
-        return Inverse(Decompress(**self._arguments(), iterations=iterations), self._shared(*inputs))
+        return Inverse(Decompress(**self._arguments(), iterations=iterations), every_weight(self, *inputs))
 
 
 class Decompress(SubspaceStep):
@@ -389,7 +386,7 @@ class Decompress(SubspaceStep):
         if isinstance(mode, FixedPoint | CertifiedInverse) and self.iterations != "certified":
             reason = "it is itself an inverse, and only as near as its iterations bring it"
             return NoInverse(reason, "iterations = certified")
-        return Inverse(Compress(**self._arguments()), self._shared(*inputs))
+        return Inverse(Compress(**self._arguments()), every_weight(self, *inputs))
 
     def certificate(self, *inputs: TensorType) -> Certificate | NoInverse:
         """What undoes it is `compress`, which stretches by at most 1 + c."""

@@ -163,6 +163,11 @@ class Sparsify(DictionaryModule):
         out_bnd, taps = self._explained(z_bnd, given)
         return taps | {"out": z_bnd + out_bnd if self.operator.residual else out_bnd}
 
+    def descent(self, taps: Mapping[str, Tensor], **given: Tensor) -> tuple[Tensor, Tensor]:
+        y_bnd, a_bns = taps["norm"], taps["code"]
+        start_bns = y_bnd if self.operator.start == "input" else torch.zeros_like(a_bns)
+        return self.lasso(y_bnd, start_bns, **given), self.lasso(y_bnd, a_bns, **given)
+
 
 class Densify(DictionaryModule):
     """Tokens from their codes: (B, N, d) -> (B, N, d)."""

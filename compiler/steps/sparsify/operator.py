@@ -26,6 +26,7 @@ from crate_dsl.compiler.operators import (
     Weight,
     Whole,
     check_scalar,
+    every_weight,
     handed_over,
     kaiming_initial,
     learned_slots,
@@ -69,6 +70,11 @@ class DictionaryStep(Operator):
     residual: bool = False
     norm: NormForm = LayerNorm()
     constraint: Literal["none", "orthonormal"] = "none"
+
+    @property
+    def exact_zeros(self) -> bool:
+        """A leaky map is one to one, and makes nothing exactly zero."""
+        return super().exact_zeros and not isinstance(self.prox, Leaky)
 
     def _check(self, width: int) -> None:
         """What does not go together. Raises `Mistake`."""
@@ -158,10 +164,6 @@ class DictionaryStep(Operator):
         """The arguments of the proximal steps, as another step takes them."""
         return {name: getattr(self, name) for name in DictionaryStep.model_fields}
 
-    def _shared(self, *inputs: TensorType) -> dict[str, str]:
-        """Every weight, under its own name."""
-        return {name: name for name in self.infer(*inputs).weights}
-
 
 class Sparsify(DictionaryStep):
     """Replaces tokens by (or, with `residual`, adds to them) a sparse code in a learned dictionary.
@@ -210,7 +212,9 @@ class Sparsify(DictionaryStep):
         if isinstance(found, NoInverse):
             return found
         repeats = "certified" if certified else mode.iterations if isinstance(mode, FixedPoint) else 1
-        return Inverse(Densify(**self._arguments(), by="gradient", repeats=repeats), self._shared(*inputs))
+        return Inverse(
+            Densify(**self._arguments(), by="gradient", repeats=repeats), every_weight(self, *inputs)
+        )
 
     def certificate(self, *inputs: TensorType) -> Certificate | NoInverse:
         """A leaky proximal map of M Y, with both of them bijections."""
@@ -308,7 +312,7 @@ class Densify(DictionaryStep):
             return NoInverse(
                 "it is itself an inverse, and only as near as its repeats bring it", "repeats = certified"
             )
-        return Inverse(Sparsify(**self._arguments()), self._shared(*inputs))
+        return Inverse(Sparsify(**self._arguments()), every_weight(self, *inputs))
 
     def certificate(self, *inputs: TensorType) -> Certificate | NoInverse:
         """What undoes it is `sparsify`, where neither M nor the proximal map stretches."""
