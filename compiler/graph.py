@@ -139,6 +139,17 @@ class Scope:
     results: list[Value] = field(default_factory=list)
 
 
+def made_by(item: Call | Apply | Loop) -> set[str]:
+    """The nodes whose results an item of a scope gives to those behind it."""
+    match item:
+        case Call(node=node):
+            return {node}
+        case Apply(results=results):
+            return {value.node for value in results}
+        case Loop(result=result):
+            return {result.node}
+
+
 def calls_inside(scopes: Mapping[str, Scope], path: str) -> Iterator[str]:
     """The names of the nodes that a scope calls, those of stages and layers inside it included."""
     found = scopes.get(path)

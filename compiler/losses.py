@@ -20,15 +20,13 @@ from crate_dsl.language.source import Span
 class Losses(Statements):
     """Records losses that are given the name of a stage."""
 
-    #: The nodes that the objective's other terms read, directly or not.
-    reached: frozenset[str] = frozenset()
+    #: The nodes of the values that the objective names.
+    named: tuple[str, ...] = ()
 
     def look(self, objective: syntax.Objective, place: Place) -> None:
-        """Find out which uses of a stage an objective reads, before it is read itself."""
-        named = [place.names.find(word) for word in words(objective.value.span.text)]
-        values = [d.meaning.value.node for d in named if d is not None and isinstance(d.meaning, Tensor)]
-        graph = self.recorder.graph
-        self.reached = frozenset(values).union(*(nx.ancestors(graph, node) for node in values))
+        """Remember which values an objective names, before it is read itself."""
+        found = [place.names.find(word) for word in words(objective.value.span.text)]
+        self.named = tuple(d.meaning.value.node for d in found if d and isinstance(d.meaning, Tensor))
 
     def record(
         self,
@@ -69,8 +67,8 @@ class Losses(Statements):
         paths = {node_of[name]["item"].path for name in calls_inside(self.recorder.scopes, stage.path)}
         items = (data["item"] for _, data in self.recorder.graph.nodes(data=True))
         nodes = [item for item in items if isinstance(item, Node) and item.path in paths]
-        read = [node for node in nodes if node.name in self.reached]
-        yield from read or nodes
+        reached = set(self.named).union(*(nx.ancestors(self.recorder.graph, name) for name in self.named))
+        yield from [node for node in nodes if node.name in reached] or nodes
 
 
 def _looked_into(loss: Operator) -> tuple[str, Inside] | None:

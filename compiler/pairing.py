@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from crate_dsl.compiler.expressions import make
 from crate_dsl.compiler.forms import Forms, replace_arguments
-from crate_dsl.compiler.graph import Apply, Call, Entry, Loop, Node, Pair, Scope, Value
+from crate_dsl.compiler.graph import Apply, Call, Entry, Loop, Node, Pair, Scope, Value, made_by
 from crate_dsl.compiler.meanings import POISON, Meaning, StageMeaning, Tensor
 from crate_dsl.compiler.operators import (
     Certificate,
@@ -123,22 +123,21 @@ class _Undoing:
         if len(scope.parameters) != 1:
             names = ", ".join(f"`{name}`" for name in scope.names[1:])
             raise self._no_chain(f"it takes {names} beside what is piped in", scope.span, place)
-        made: dict[Value, Call | Apply | Loop] = {}
-        for item in scope.body:
-            made |= dict.fromkeys(self._results(item), item)
+        # A stage that gives back what it is handed is no link: there is nothing to undo.
+        made = {name: item for item in scope.body for name in made_by(item) - _handed_to(item)}
         return self._between(scope.parameters[0], scope.results[0], made, scope, place)
 
     def _between(
         self,
         first: Value,
         last: Value,
-        made: Mapping[Value, Call | Apply | Loop],
+        made: Mapping[str, Call | Apply | Loop],
         scope: Scope,
         place: Place,
     ) -> Iterator[_Link]:
         """The links from one value to a later one, the last first."""
         while last != first:
-            item = made.get(last)
+            item = made.get(last.node)
             if item is None:
                 raise self._no_chain("its result does not come from what is piped in", scope.span, place)
             if isinstance(item, Call):
@@ -164,11 +163,6 @@ class _Undoing:
             else:
                 yield item
                 last = item.argument
-
-    def _results(self, item: Call | Apply | Loop) -> tuple[Value, ...]:
-        if isinstance(item, Call):
-            return tuple(Value(item.node, at) for at in range(len(self._node(item.node).typing.outputs)))
-        return item.results if isinstance(item, Apply) else (item.result,)
 
     def _node(self, name: str) -> Node:
         node = self.steps.recorder.graph.nodes[name]["item"]
@@ -289,6 +283,16 @@ class _Undoing:
         help = "a stage that is undone is a chain: each step takes what the last one gave, and nothing else"
         self.steps.error("E0531", self.span, message, help, also=[(where, "here")], place=place)
         return _Stuck()
+
+
+def _handed_to(item: Call | Apply | Loop) -> set[str]:
+    """The nodes whose results a stage or repeat is given."""
+    match item:
+        case Apply(arguments=arguments):
+            return {value.node for value in arguments}
+        case Loop(argument=argument):
+            return {argument.node}
+    return set()
 
 
 def _joins(node: Node) -> str:

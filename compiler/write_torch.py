@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from crate_dsl.compiler.graph import Apply, Call, Entry, Loop, ModelGraph, Node, Value, calls_inside
+from crate_dsl.compiler.graph import Apply, Call, Entry, Loop, ModelGraph, Node, Value, calls_inside, made_by
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class TorchWriter:
         """The class of the network: what is exported."""
         graph, scope = self.graph, self.graph.scopes[""]
         body = _Body("self", "")
-        items = [item for item in scope.body if self._reaches(item, graph.exported)]
+        items = [item for item in scope.body if made_by(item) & graph.exported]
         outputs = list(graph.outputs.items())
         self._uses(body, items, [value for _, value in outputs])
         entries = list(graph.export_inputs.values())
@@ -130,17 +130,9 @@ class TorchWriter:
     def _before_objective(self, needed: frozenset[str]) -> list[Call | Apply | Loop]:
         """What an objective reads, as the model says it; step by step where a loss looks inside a stage."""
         graph = self.graph
-        items = [item for item in graph.scopes[""].body if self._reaches(item, needed)]
+        items = [item for item in graph.scopes[""].body if made_by(item) & needed]
         losses = {item.node for item in graph.scopes["objective"].body if isinstance(item, Call)}
-        seen = {*graph.inputs, *graph.targets, *losses}
-        for item in items:
-            match item:
-                case Call(node=node):
-                    seen.add(node)
-                case Apply(results=results):
-                    seen |= {value.node for value in results}
-                case Loop(result=result):
-                    seen.add(result.node)
+        seen = {*graph.inputs, *graph.targets, *losses}.union(*map(made_by, items))
         read = {value.node for loss in losses for value in graph.node(loss).ports.values()}
         if read <= seen:
             return items
@@ -162,15 +154,6 @@ class TorchWriter:
         return ", ".join([f'"{entry.name}"', *([given[0].name] if given else []), *lengths.values()])
 
     # -------------------------------------------------------------- statements
-
-    def _reaches(self, item: Call | Apply | Loop, needed: frozenset[str]) -> bool:
-        match item:
-            case Call(node=node):
-                return node in needed
-            case Apply(results=results):
-                return any(value.node in needed for value in results)
-            case Loop(result=result):
-                return result.node in needed
 
     def _uses(self, body: _Body, items: Iterable[Call | Apply | Loop], results: Iterable[Value]) -> None:
         """Where each value is used last, so that names can be used again; and what a name must not hide."""

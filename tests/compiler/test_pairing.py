@@ -122,6 +122,19 @@ def test_repeats_inside_repeats_and_stages_inside_stages() -> None:
     assert net(torch.zeros(2, 1, 4, 6))["y"].shape == (2, 1, 4, 6)
 
 
+@pytest.mark.parametrize(
+    "idle", ["idle", "idle -> idle", "repeat(2) { idle }", "repeat(2) { input x  output x }"]
+)
+def test_what_does_nothing_is_undone_by_nothing(idle: str) -> None:
+    text = autoencoder(
+        f"scale(2) -> {idle} -> scale(4)", "learned", more="stage idle = { input x  output x }"
+    ).replace("learn class_token : float[dim]", "")
+    graph = elaborated(text)
+    assert pairs(graph) == [("decoder.scale", "encoder.scale_2"), ("decoder.scale_2", "encoder.scale")]
+    image = torch.randn(2, 1, 4, 6)
+    assert torch.equal(crate_dsl.build(graph)(image)["y"], image)
+
+
 def test_an_inverse_may_stand_in_a_pipeline_and_be_used_twice() -> None:
     graph = elaborated("""
 model m {
