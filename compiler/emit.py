@@ -194,4 +194,6 @@ def _batch_name(graph: ModelGraph) -> str:
 
 def _value_info(name: str, wanted: TensorType, batch: str) -> onnx.ValueInfoProto:
     shape = [batch, *(str(dim) if dim.symbol else dim.offset for dim in wanted.shape)]
+    if wanted.flat:  # all samples' tokens, one after another: of unknown number, as the batch is
+        shape = [None, *shape[2:]]
     return helper.make_tensor_value_info(name, ELEMENTS[wanted.kind], shape)

@@ -334,6 +334,11 @@ class Operator(BaseModel):
         """Whether the tap `code`, where there is one, has entries that are exactly zero."""
         return "code" in self.taps
 
+    @property
+    def tokenwise(self) -> bool:
+        """Whether each token of the result depends on that token alone of what is given: float[…, dim] of any axes."""
+        return False
+
     def infer(self, *inputs: TensorType) -> Typing:
         """The type rule. `inputs` are the piped value(s); tensors given by argument are `Port` fields.
 

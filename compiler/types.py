@@ -155,13 +155,15 @@ Kind = Literal["float", "index", "bool"]
 class TensorType:
     """The type of one sample's tensor. `classes` bounds an index; `layout` describes axis 0 where that is a token axis.
 
-    Two types are equal where kind, shape and bound are; the layout does not take part.
+    `flat` tokens are the rows of one matrix, those of all samples one after another: the batch axis and axis 0 are one.
+    Two types are equal where kind, shape, bound and flatness are; the layout does not take part.
     """
 
     kind: Kind
     shape: tuple[Dim, ...]
     classes: int | None = None
     layout: Layout | None = field(default=None, compare=False)
+    flat: bool = False
 
     @property
     def rank(self) -> int:
@@ -181,7 +183,8 @@ class TensorType:
 
     def __str__(self) -> str:
         kind = f"index({self.classes})" if self.kind == "index" else self.kind
-        return kind + (f"[{', '.join(map(str, self.shape))}]" if self.shape else "")
+        text = kind + (f"[{', '.join(map(str, self.shape))}]" if self.shape else "")
+        return f"flat {text}" if self.flat else text
 
 
 def floats(*shape: int | Dim, layout: Layout | None = None) -> TensorType:

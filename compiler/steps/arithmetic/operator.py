@@ -73,6 +73,13 @@ class _Binary(Operator):
     left: Operand
     right: Operand
 
+    @property
+    def tokenwise(self) -> bool:
+        """Two values of the same tokens; or tokens with a number, or with a learned one for each channel."""
+        values = {port.type.shape for port in ports(self).values()}
+        learned = max((weight.type.rank for weight in borrowed(self).values()), default=0)
+        return len(values) == 1 and learned <= 1 and max(map(len, values)) >= 1
+
     def infer(self, *inputs: TensorType) -> Typing:
         _need_floats(self.sign, left=self.left, right=self.right)
         left, right = type_of(self.left), type_of(self.right)
@@ -153,6 +160,10 @@ class Negative(Operator):
     formula: ClassVar[str] = "-x"
 
     value: Port | Weight
+
+    @property
+    def tokenwise(self) -> bool:
+        return True
 
     def infer(self, *inputs: TensorType) -> Typing:
         _need_floats("-", value=self.value)

@@ -14,6 +14,7 @@ from crate_dsl.compiler.operators import (
     Mode,
     NoInverse,
     Operator,
+    Port,
     Scalar,
     Slot,
     TiedInverse,
@@ -52,6 +53,10 @@ class Linear(Operator):
     dim: Whole
     bias: bool = True
 
+    @property
+    def tokenwise(self) -> bool:
+        return True
+
     def infer(self, *inputs: TensorType) -> Typing:
         (value,) = inputs
         width = last_width(self.word, value)
@@ -86,6 +91,10 @@ class Transpose(Operator):
     weight: Weight
     of: Literal["embed", "linear"]
 
+    @property
+    def tokenwise(self) -> bool:
+        return True
+
     def infer(self, *inputs: TensorType) -> Typing:
         (value,) = inputs
         first, last = (dim.bound for dim in self.weight.type.shape)
@@ -108,6 +117,10 @@ class Transpose(Operator):
 
 class _Elementwise(Operator):
     """A function of each number of a float tensor of any shape."""
+
+    @property
+    def tokenwise(self) -> bool:
+        return True
 
     def infer(self, *inputs: TensorType) -> Typing:
         (value,) = inputs
@@ -186,6 +199,10 @@ class Scale(Operator):
     )
 
     factor: Scalar
+
+    @property
+    def tokenwise(self) -> bool:
+        return not isinstance(self.factor, Port)
 
     def infer(self, *inputs: TensorType) -> Typing:
         (value,) = inputs

@@ -89,6 +89,10 @@ class Norm(Operator):
         """The norm, with `eps` where it was given beside the word (`norm(eps = 1e-6)`)."""
         return self.by if self.eps is None else type(self.by)(eps=self.eps)
 
+    @property
+    def tokenwise(self) -> bool:
+        return True
+
     def infer(self, *inputs: TensorType) -> Typing:
         (tokens,) = inputs
         width = width_of(self.word, tokens, ranks=(1, 2))

@@ -30,6 +30,7 @@ from crate_dsl.compiler.operators import (
     handed_over,
     kaiming_initial,
     learned_slots,
+    ports,
 )
 from crate_dsl.compiler.steps.norm.operator import LayerNorm, NoNorm, NormForm, norm_slots, width_of
 from crate_dsl.compiler.types import TensorType
@@ -70,6 +71,10 @@ class DictionaryStep(Operator):
     residual: bool = False
     norm: NormForm = LayerNorm()
     constraint: Literal["none", "orthonormal"] = "none"
+
+    @property
+    def tokenwise(self) -> bool:
+        return not ports(self)
 
     @property
     def exact_zeros(self) -> bool:

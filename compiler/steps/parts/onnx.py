@@ -1,0 +1,95 @@
+"""Parts of steps in ONNX. Axes: B batch, N queries, M keys, m = h p width of all heads; `…` are any axes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from crate_dsl.compiler.functions import Body
+from crate_dsl.compiler.operators import Typing
+from crate_dsl.compiler.steps.norm.operator import LayerNorm
+from crate_dsl.compiler.steps.parts.operator import (
+    Affine,
+    Attention,
+    Flatten,
+    Only,
+    Proximal,
+    Standardise,
+    Take,
+    Unflatten,
+)
+from crate_dsl.compiler.steps.sparsify import onnx as sparsify_onnx
+from crate_dsl.compiler.steps.sparsify.operator import Nonnegative, Soft
+
+
+def affine(b: Body, op: Affine, typing: Typing, z: str, *, matrix: str, bias: str | None = None) -> str:
+    if bias is None:
+        return b("MatMul", z, matrix)
+    if typing.output.flat or typing.output.rank == 1:
+        # Rows of one matrix: one kernel, its bias included.
+        return b("Gemm", z, matrix, bias)
+    return b("Add", b("MatMul", z, matrix), bias)
+
+
+def standardise(b: Body, op: Standardise, typing: Typing, z: str) -> str:
+    ones = b.constant(np.ones(typing.output.shape[-1].bound, np.float32))
+    kind = "LayerNormalization" if isinstance(op.by, LayerNorm) else "RMSNormalization"
+    return b(kind, z, ones, axis=-1, epsilon=op.by.eps)
+
+
+def proximal(b: Body, op: Proximal, typing: Typing, z: str) -> str:
+    if isinstance(op.prox, Nonnegative) and not op.threshold:
+        return b("Relu", z)
+    if isinstance(op.prox, Soft) or op.threshold:
+        return sparsify_onnx.proximal(b, op.prox, z, b.number(op.threshold))
+    return b("LeakyRelu", z, alpha=op.prox.slope)
+
+
+def attention(
+    b: Body,
+    op: Attention,
+    typing: Typing,
+    queries_bnm: str,
+    keys_bmm: str,
+    values_bmm: str,
+    *,
+    mask: str | None = None,
+) -> str:
+    arguments = [queries_bnm, keys_bmm, values_bmm]
+    if mask is not None:
+        # onnxruntime does not broadcast (B, M) to (B, 1, N, M).
+        batch, keys = b("Shape", mask, start=0, end=1), b("Shape", mask, start=1, end=2)
+        queries = b("Shape", queries_bnm, start=1, end=2)
+        shape = b("Concat", batch, b.integers(1), queries, keys, axis=0)
+        arguments.append(b("Expand", b("Unsqueeze", mask, b.integers(1, 2)), shape))
+    return b(
+        "Attention",
+        *arguments,
+        q_num_heads=op.heads,
+        kv_num_heads=op.heads,
+        scale=op.scale,
+        is_causal=int(op.causal),
+    )
+
+
+def take(b: Body, op: Take, typing: Typing, z_bnd: str) -> str:
+    first, last = op.places[0], op.places[-1]
+    if op.places == tuple(range(first, last + 1)) and not first < 0 <= last:
+        end = last + 1 or np.iinfo(np.int64).max
+        return b("Slice", z_bnd, b.integers(first), b.integers(end), b.integers(1))
+    return b("Gather", z_bnd, b.integers(*op.places), axis=1)
+
+
+def only(b: Body, op: Only, typing: Typing, z: str) -> str:
+    return b("Identity", z) if typing.facts else b("Squeeze", z, b.integers(1))
+
+
+def flatten(b: Body, op: Flatten, typing: Typing, z_bnd: str) -> str:
+    return b("Reshape", z_bnd, b.integers(-1, typing.output.shape[1].bound))
+
+
+def unflatten(b: Body, op: Unflatten, typing: Typing, z_rd: str, *, like: str | None = None) -> str:
+    width = typing.output.shape[1].bound
+    if like is None:
+        return b("Reshape", z_rd, b.integers(-1, typing.facts, width))
+    tokens = b("Shape", like, start=1, end=2)
+    return b("Reshape", z_rd, b("Concat", b.integers(-1), tokens, b.integers(width), axis=0))
