@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from crate_dsl.compiler import not_yet, reserved
-from crate_dsl.compiler.arguments import ArgumentReader, report_positional, report_too_many, report_unknown
+from crate_dsl.compiler.arguments import (
+    ArgumentReader,
+    Read,
+    report_positional,
+    report_too_many,
+    report_unknown,
+)
 from crate_dsl.compiler.expressions import Expressions
 from crate_dsl.compiler.meanings import (
     POISON,
     SEEN_BY_GRAPH_BODIES,
     BlockMeaning,
     Constant,
+    Definition,
     Handed,
     LearnMeaning,
     Meaning,
@@ -22,6 +29,7 @@ from crate_dsl.compiler.meanings import (
     Role,
     StageMeaning,
     Tensor,
+    words,
 )
 from crate_dsl.compiler.operators import Operator
 from crate_dsl.compiler.record import MAXIMUM_DEPTH, LayoutMismatch, Owner, Place, Recorder, SlotMismatch
@@ -33,6 +41,24 @@ from crate_dsl.language.source import Span
 Body = syntax.Chain | syntax.Graph
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A step's text as it was read last: what its words meant, and the operator that it said.
+
+    It holds the tree's step, whose identity stands for the text.
+    """
+
+    step: syntax.Step
+    words: tuple[str, ...]
+    meant: tuple[Definition | None, ...]
+    operator: Operator
+    read: Read
+
+    def holds(self, names: Namespace) -> bool:
+        """Whether every word still means what it meant: then the text says the same."""
+        return all(names.find(word) is known for word, known in zip(self.words, self.meant, strict=True))
+
+
 class Steps(Expressions):
     """Applies steps. Forms, and bodies that are graphs, are the business of the classes that build on this one."""
 
@@ -42,6 +68,8 @@ class Steps(Expressions):
     def __init__(self, recorder: Recorder, report: Report) -> None:
         super().__init__(recorder, report)
         self._open_stages: set[str] = set()
+        #: By the identity of the step in the tree.
+        self._readings: dict[int, Reading] = {}
 
     def graph_body(
         self, body: syntax.Graph, value: Meaning, named: Mapping[str, Handed], place: Place, span: Span
@@ -193,13 +221,30 @@ class Steps(Expressions):
         self.recorder.count(step.name.span)
         path = place.owner.path_of(operator.word)
         self.no_body(step, place)
+        found = self._reading(operator, step, place)
+        if found is None or isinstance(value, Poison):
+            return POISON
+        made, read = found
+        inputs = (value,) if isinstance(value, Tensor) else ()
+        return self.record(made, inputs, read.ports, read.spans, step.name.span, place, path)
+
+    def _reading(
+        self, operator: type[Operator], step: syntax.Step, place: Place
+    ) -> tuple[Operator, Read] | None:
+        """The operator that a step says, and its arguments; None after reporting. Layers that say the same share it."""
+        last = self._readings.get(id(step))
+        if last is not None and last.holds(place.names):
+            return last.operator, last.read
         reader = self.reader(place)
         read = reader.read(operator.word, operator, step.arguments or (), step.name.span)
         made = read and reader.construct(operator.word, operator, read, step.span)
-        if read is None or not isinstance(made, Operator) or isinstance(value, Poison):
-            return POISON
-        inputs = (value,) if isinstance(value, Tensor) else ()
-        return self.record(made, inputs, read.ports, read.spans, step.name.span, place, path)
+        if read is None or not isinstance(made, Operator):
+            return None
+        if not read.ports:  # what computes a tensor is a step of its own, each time
+            known = last.words if last is not None else tuple(words(step.span.text))
+            meant = tuple(map(place.names.find, known))
+            self._readings[id(step)] = Reading(step, known, meant, made, read)
+        return made, read
 
     def no_body(self, step: syntax.Step, place: Place) -> None:
         """Report a body where none belongs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -20,10 +21,10 @@ from crate_dsl.compiler.meanings import (
     Tensor,
     Tensors,
 )
-from crate_dsl.compiler.operators import Mistake, Operator, Port, Weight
+from crate_dsl.compiler.operators import Mistake, Operator, Port, Typing, Weight
 from crate_dsl.compiler.record import Place, Recorder
 from crate_dsl.compiler.steps import operators
-from crate_dsl.compiler.types import Dim
+from crate_dsl.compiler.types import Dim, Layout, TensorType
 from crate_dsl.language import syntax
 from crate_dsl.language.diagnostics import Diagnostic, Label, Report, did_you_mean
 from crate_dsl.language.source import Span
@@ -39,6 +40,10 @@ class Expressions:
         self.report = report
         #: The model's names, which a block does not see.
         self.model_names = Namespace()
+        self._types: dict[tuple[TensorType, Layout | None], TensorType] = {}
+        self._arithmetics: dict[tuple[Any, ...], Operator] = {}
+        #: By the identities of an operator and of the types that go in, which the typing's entry holds.
+        self._typings: dict[tuple[int, ...], tuple[Operator, tuple[TensorType, ...], Typing]] = {}
 
     # -------------------------------------------------------------- reporting
 
@@ -320,8 +325,9 @@ class Expressions:
         if place.dry:
             return POISON
         self.recorder.count(span)
+        operator = self._shared(operator)
         try:
-            typing = operator.infer(*(tensor.type for tensor in inputs))
+            typing = self.infer(operator, *(tensor.type for tensor in inputs))
         except Mistake as mistake:
             where = spans.get(mistake.at, span) if mistake.at else span
             also = _other_types(operator, mistake, spans)
@@ -341,6 +347,30 @@ class Expressions:
             path, operator, typing, tuple(t.value for t in inputs), ports, span, place
         )
         return results[0] if len(results) == 1 else Tensors(results)
+
+    def infer(self, operator: Operator, *inputs: TensorType) -> Typing:
+        """The type rule's answer. Asked the same again, as the layers of a repeat do, it is the same object.
+
+        Raises:
+            Mistake: the type rule's.
+        """
+        key = (id(operator), *map(id, inputs))
+        if key not in self._typings:
+            typing = operator.infer(*inputs)
+            outputs = tuple(self._types.setdefault((type_, type_.layout), type_) for type_ in typing.outputs)
+            self._typings[key] = operator, inputs, replace(typing, outputs=outputs)
+        return self._typings[key][-1]
+
+    def _shared(self, operator: Operator) -> Operator:
+        """One object for all arithmetic that says the same of the same types; other steps share by their text."""
+        if type(operator).kind != "expression":
+            return operator
+        fields = vars(operator).values()
+        key = (
+            type(operator),
+            *((Port, id(field.type)) if isinstance(field, Port) else field for field in fields),
+        )
+        return self._arithmetics.setdefault(key, operator)
 
     def describe(self, meaning: Meaning) -> str:
         """A meaning in a sentence: `a stage`, `the word causal`, `a tensor float[3]`."""
