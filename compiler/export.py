@@ -11,17 +11,17 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from crate_dsl.compiler import contractions
-from crate_dsl.compiler.constraints import violated
 from crate_dsl.compiler.emit import emit
 from crate_dsl.compiler.graph import ModelGraph
+from crate_dsl.compiler.lower import chosen, lower_graph
 from crate_dsl.compiler.metadata import PREFIX, json_text
 from crate_dsl.compiler.network import Network
 from crate_dsl.compiler.prove import Proof, ProofError, cases, compare, perturb
+from crate_dsl.compiler.weights import plain_weights
 from crate_dsl.language.diagnostics import UserError
 
 #: Weights above this many bytes lie in a file of their own beside the model: one protobuf holds less than 2 GiB.
@@ -33,7 +33,11 @@ DATA_SUFFIX = ".data"
 
 
 def export(
-    graph: ModelGraph, net: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, str] = {}
+    graph: ModelGraph,
+    net: nn.Module,
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, str] = {},
+    lower: str = "all",
 ) -> Proof:
     """Write a network as ONNX, if the file computes what the network computes.
 
@@ -43,10 +47,11 @@ def export(
         path: The file; one that is already there is replaced when the proof has passed, and only then. Weights above
             1.9 GiB go to a file beside it, `PATH.data`.
         metadata: Further entries of the file's metadata.
+        lower: The exact rewrites that the file is made with: `all`, `none`, `fold,norm`, `-demand`.
 
     Raises:
         ProofError: the file does not compute the same, or is not valid; nothing was written.
-        UserError: the path cannot be written, or the weights are not float32 and finite.
+        UserError: the path cannot be written, the weights are not float32 and finite, or there is no such rewrite.
 
     Warns:
         NotCertified: `mode = fixed_point(m)`, and at these weights nothing says that its iterations converge.
@@ -61,10 +66,10 @@ def export(
     if isinstance(net, Network):
         contractions.warn(net)
     with _aside(target) as file:
-        save(emit(graph, weights, metadata), file)
+        save(lowered_model(graph, weights, lower, metadata), file)
         del weights
         check(file)
-        proof = prove(graph, net, file, metadata)
+        proof = prove(graph, net, file, metadata, lower)
         if not proof.passed:
             raise ProofError(
                 f"`{target}` is not written: it does not compute what torch computes", proof=proof
@@ -77,37 +82,15 @@ def export(
     return proof
 
 
-def plain_weights(graph: ModelGraph, net: nn.Module) -> dict[str, NDArray[np.float32]]:
-    """The network's weights by slot path.
-
-    Raises:
-        UserError: they are not this graph's, not float32, not finite, or off their constraint.
-    """
-    state: dict[str, torch.Tensor] = {name: value.detach() for name, value in net.state_dict().items()}
-    if missing := [f"`{slot}`" for slot in graph.slots if slot not in state]:
-        raise UserError(
-            f"this is not the network of `{graph.model}`: it has no weight {', '.join(missing[:3])}"
-        )
-    for slot, wanted in graph.slots.items():
-        value = state[slot]
-        if tuple(value.shape) != wanted.shape:
-            raise UserError(
-                f"this is not the network of `{graph.model}`: `{slot}` is of shape {list(value.shape)}, not"
-                f" {list(wanted.shape)}"
-            )
-        if value.dtype != torch.float32:
-            dtype = str(value.dtype).removeprefix("torch.")
-            raise UserError(f"`{slot}` is {dtype}, and float32 is what is exported", "net.float()")
-        if not bool(torch.isfinite(value).all()):
-            raise UserError(
-                f"`{slot}` holds numbers that are not finite", "export a checkpoint from before it diverged"
-            )
-        if (off := violated(value, wanted)) is not None:
-            raise UserError(
-                f"`{slot}` must be {wanted.constraint}, and is off by {off:.1e}",
-                "a training loop of your own calls `net.constrain_()` after each step",
-            )
-    return {slot: state[slot].cpu().numpy() for slot in graph.slots}
+def lowered_model(
+    graph: ModelGraph, weights: Mapping[str, NDArray[np.float32]], lower: str, metadata: Mapping[str, str]
+) -> onnx.ModelProto:
+    """The ONNX model of a network, lowered by these rewrites; its metadata say by which."""
+    rewrites = chosen(lower)
+    if not rewrites:
+        return emit(graph, weights, metadata)
+    lowered = lower_graph(graph, weights, lower)
+    return emit(lowered.graph, lowered.weights, {**metadata, "lowered": ",".join(rewrites)})
 
 
 def save(model: onnx.ModelProto, file: Path) -> None:
@@ -135,7 +118,9 @@ def check(file: Path) -> None:
         raise ProofError(f"the ONNX checker refuses the exported file: {problem}") from problem
 
 
-def prove(graph: ModelGraph, net: nn.Module, file: Path, metadata: Mapping[str, str] = {}) -> Proof:
+def prove(
+    graph: ModelGraph, net: nn.Module, file: Path, metadata: Mapping[str, str] = {}, lower: str = "none"
+) -> Proof:
     """Compare a written file with the network, and then the same export at perturbed weights (which is not kept).
 
     Raises:
@@ -147,7 +132,7 @@ def prove(graph: ModelGraph, net: nn.Module, file: Path, metadata: Mapping[str, 
     perturb(reference, graph.slots)
     with TemporaryDirectory(dir=file.parent) as folder:
         perturbed = Path(folder) / file.name
-        save(emit(graph, plain_weights(graph, reference), metadata), perturbed)
+        save(lowered_model(graph, plain_weights(graph, reference), lower, metadata), perturbed)
         rows += compare(graph, reference, perturbed, [case for case in wanted if case.weights == "perturbed"])
     return Proof(tuple(rows))
 

@@ -1,12 +1,17 @@
-"""A network's weights from a file that holds them by spec path."""
+"""A network's weights: from a file that holds them by spec path, and as arrays for export."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from crate_dsl.compiler.constraints import violated
+from crate_dsl.compiler.graph import ModelGraph
 from crate_dsl.language.diagnostics import UserError
 
 #: Names shown of weights that do not fit; the rest is only counted.
@@ -44,3 +49,36 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
     if broken:
         raise UserError(f"{path} holds NaN or infinity in `{'`, `'.join(broken[:SHOWN])}`")
     net.load_state_dict(weights)
+
+
+def plain_weights(graph: ModelGraph, net: nn.Module) -> dict[str, NDArray[np.float32]]:
+    """The network's weights by slot path.
+
+    Raises:
+        UserError: they are not this graph's, not float32, not finite, or off their constraint.
+    """
+    state: dict[str, torch.Tensor] = {name: value.detach() for name, value in net.state_dict().items()}
+    if missing := [f"`{slot}`" for slot in graph.slots if slot not in state]:
+        raise UserError(
+            f"this is not the network of `{graph.model}`: it has no weight {', '.join(missing[:3])}"
+        )
+    for slot, wanted in graph.slots.items():
+        value = state[slot]
+        if tuple(value.shape) != wanted.shape:
+            raise UserError(
+                f"this is not the network of `{graph.model}`: `{slot}` is of shape {list(value.shape)}, not"
+                f" {list(wanted.shape)}"
+            )
+        if value.dtype != torch.float32:
+            dtype = str(value.dtype).removeprefix("torch.")
+            raise UserError(f"`{slot}` is {dtype}, and float32 is what is exported", "net.float()")
+        if not bool(torch.isfinite(value).all()):
+            raise UserError(
+                f"`{slot}` holds numbers that are not finite", "export a checkpoint from before it diverged"
+            )
+        if (off := violated(value, wanted)) is not None:
+            raise UserError(
+                f"`{slot}` must be {wanted.constraint}, and is off by {off:.1e}",
+                "a training loop of your own calls `net.constrain_()` after each step",
+            )
+    return {slot: state[slot].cpu().numpy() for slot in graph.slots}

@@ -16,13 +16,24 @@ __all__ = [
     "export",
     "load",
     "load_weights",
+    "lower",
     "open_session",
     "trace",
 ]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from crate_dsl.api import Objective, SpecError, build, export, load, load_weights, open_session, trace
+    from crate_dsl.api import (
+        Objective,
+        SpecError,
+        build,
+        export,
+        load,
+        load_weights,
+        lower,
+        open_session,
+        trace,
+    )
 
 # Installed, `compiler`, `grammars` and `specs` lie in this folder. In a source checkout they lie beside it.
 _folder = os.path.dirname(os.path.abspath(__file__))

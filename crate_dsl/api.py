@@ -10,17 +10,29 @@ from crate_dsl.workspace import load
 if TYPE_CHECKING:
     from crate_dsl.compiler.build import Objective, build
     from crate_dsl.compiler.export import export
+    from crate_dsl.compiler.lower import lower
     from crate_dsl.compiler.runtime import open_session
     from crate_dsl.compiler.trace import trace
     from crate_dsl.compiler.weights import load_weights
 
-__all__ = ["Objective", "SpecError", "build", "export", "load", "load_weights", "open_session", "trace"]
+__all__ = [
+    "Objective",
+    "SpecError",
+    "build",
+    "export",
+    "load",
+    "load_weights",
+    "lower",
+    "open_session",
+    "trace",
+]
 
 _HOMES = {
     "Objective": "crate_dsl.compiler.build",
     "build": "crate_dsl.compiler.build",
     "export": "crate_dsl.compiler.export",
     "load_weights": "crate_dsl.compiler.weights",
+    "lower": "crate_dsl.compiler.lower",
     "open_session": "crate_dsl.compiler.runtime",
     "trace": "crate_dsl.compiler.trace",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from pkgutil import iter_modules
 from typing import Any
 
@@ -40,3 +41,11 @@ def torch_face(operator: type[Operator]) -> Any:
 def onnx_face(operator: type[Operator]) -> Any:
     """The function that writes this operator as ONNX nodes: named by its word, in `onnx.py`."""
     return getattr(import_module(f"{operator.family()}.onnx"), operator.word)
+
+
+def parts_face(operator: type[Operator]) -> Any:
+    """The function that writes this operator out as its parts: named by its word, in `parts.py`; None where there is
+    none, and the step is lowered as a whole.
+    """
+    name = f"{operator.family()}.parts"
+    return getattr(import_module(name), operator.word, None) if find_spec(name) else None

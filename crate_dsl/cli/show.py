@@ -147,7 +147,7 @@ def _onnx(graph: ModelGraph, *, fold: bool) -> str:
     """What the export of an untrained network consists of."""
     import crate_dsl
     from crate_dsl.compiler.emit import emit
-    from crate_dsl.compiler.export import plain_weights
+    from crate_dsl.compiler.weights import plain_weights
     from crate_dsl.show.onnx_text import onnx_text
 
     return onnx_text(emit(graph, plain_weights(graph, crate_dsl.build(graph))), fold=fold)

@@ -1,1 +1,1 @@
-"""What steps consist of. The compiler alone makes these; each runs on tokens of all samples as rows of one matrix, too."""
+"""What steps consist of. The compiler alone makes these; most run on the tokens of all samples as one matrix, too."""

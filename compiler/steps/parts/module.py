@@ -7,7 +7,6 @@ from torch.nn import functional as F
 
 from crate_dsl.compiler.modules import StepModule
 from crate_dsl.compiler.steps.norm.module import normalise
-from crate_dsl.compiler.steps.sparsify.module import proximal
 
 
 class Affine(StepModule):
@@ -26,12 +25,27 @@ class Standardise(StepModule):
         return normalise(self.operator.by, z, None, None)
 
 
-class Proximal(StepModule):
+class Leak(StepModule):
     """(…, d) -> the same."""
 
     def forward(self, z: Tensor) -> Tensor:
-        threshold = self.operator.threshold
-        return proximal(self.operator.prox, z, threshold)
+        return F.leaky_relu(z, self.operator.slope)
+
+
+class Shrink(StepModule):
+    """(…, d) -> the same."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return F.softshrink(z, self.operator.threshold)
+
+
+class Shift(StepModule):
+    """(B, N, d) -> (B, N, d)."""
+
+    table: Tensor
+
+    def forward(self, z_bnd: Tensor) -> Tensor:
+        return z_bnd + self.table
 
 
 class Attention(StepModule):
@@ -41,9 +55,7 @@ class Attention(StepModule):
         self, queries_bnm: Tensor, keys_bmm: Tensor, values_bmm: Tensor, *, mask: Tensor | None = None
     ) -> Tensor:
         op = self.operator
-        heads = [
-            z.unflatten(-1, (op.heads, -1)).transpose(1, 2) for z in (queries_bnm, keys_bmm, values_bmm)
-        ]
+        heads = [z.unflatten(-1, (op.heads, -1)).transpose(1, 2) for z in (queries_bnm, keys_bmm, values_bmm)]
         out_bhnp = F.scaled_dot_product_attention(
             *heads,
             attn_mask=None if mask is None else mask[:, None, None, :],
@@ -84,5 +96,3 @@ class Unflatten(StepModule):
         if like is None:
             return z_rd.unflatten(0, (-1, self.facts))
         return z_rd.unflatten(0, like.shape[:2])
-
-

@@ -11,14 +11,14 @@ from crate_dsl.compiler.steps.parts.operator import (
     Affine,
     Attention,
     Flatten,
+    Leak,
     Only,
-    Proximal,
+    Shift,
+    Shrink,
     Standardise,
     Take,
     Unflatten,
 )
-from crate_dsl.compiler.steps.sparsify import onnx as sparsify_onnx
-from crate_dsl.compiler.steps.sparsify.operator import Nonnegative, Soft
 
 
 def affine(b: Body, op: Affine, typing: Typing, z: str, *, matrix: str, bias: str | None = None) -> str:
@@ -36,12 +36,16 @@ def standardise(b: Body, op: Standardise, typing: Typing, z: str) -> str:
     return b(kind, z, ones, axis=-1, epsilon=op.by.eps)
 
 
-def proximal(b: Body, op: Proximal, typing: Typing, z: str) -> str:
-    if isinstance(op.prox, Nonnegative) and not op.threshold:
-        return b("Relu", z)
-    if isinstance(op.prox, Soft) or op.threshold:
-        return sparsify_onnx.proximal(b, op.prox, z, b.number(op.threshold))
-    return b("LeakyRelu", z, alpha=op.prox.slope)
+def leak(b: Body, op: Leak, typing: Typing, z: str) -> str:
+    return b("LeakyRelu", z, alpha=op.slope)
+
+
+def shrink(b: Body, op: Shrink, typing: Typing, z: str) -> str:
+    return b("Shrink", z, lambd=op.threshold, bias=op.threshold)
+
+
+def shift(b: Body, op: Shift, typing: Typing, z_bnd: str, *, table: str) -> str:
+    return b("Add", z_bnd, table)
 
 
 def attention(

@@ -10,13 +10,13 @@ from crate_dsl.compiler.operators import (
     Operator,
     OperatorKind,
     Port,
+    Positive,
     Slot,
     Typing,
     Whole,
     Zeros,
 )
 from crate_dsl.compiler.steps.norm.operator import LayerNorm, RmsNorm
-from crate_dsl.compiler.steps.sparsify.operator import ProxForm
 from crate_dsl.compiler.types import Dim, TensorType
 
 
@@ -62,18 +62,42 @@ class Standardise(_Tokenwise):
         return Typing((value,), flops=3 * value.elements)
 
 
-class Proximal(_Tokenwise):
-    """The proximal map of a penalty whose threshold was taken off before, or, with `soft`, is a number."""
+class Leak(_Tokenwise):
+    """z where it is positive, `slope` times it elsewhere."""
 
-    word: ClassVar[str] = "proximal"
-    formula: ClassVar[str] = r"\operatorname{prox}_\tau(z)"
+    word: ClassVar[str] = "leak"
+    formula: ClassVar[str] = r"\max(z, 0) + a \min(z, 0)"
 
-    prox: ProxForm
-    threshold: NonNegative = 0.0
+    slope: Positive
 
     def infer(self, *inputs: TensorType) -> Typing:
         (value,) = inputs
         return Typing((value,), flops=value.elements)
+
+
+class Shrink(_Tokenwise):
+    """Soft thresholding: towards zero by `threshold`, and no further than zero."""
+
+    word: ClassVar[str] = "shrink"
+    formula: ClassVar[str] = r"\operatorname{sign}(z) \max(|z| - \tau, 0)"
+
+    threshold: NonNegative
+
+    def infer(self, *inputs: TensorType) -> Typing:
+        (value,) = inputs
+        return Typing((value,), flops=2 * value.elements)
+
+
+class Shift(_Part):
+    """A fixed vector for each place, added: (N, d) -> (N, d)."""
+
+    word: ClassVar[str] = "shift"
+    formula: ClassVar[str] = "z_i + t_i"
+
+    def infer(self, *inputs: TensorType) -> Typing:
+        (tokens,) = inputs
+        shape = tuple(dim.bound for dim in tokens.shape)
+        return Typing((tokens,), {"table": Slot(shape, Zeros())}, flops=tokens.elements)
 
 
 class Attention(_Part):

@@ -1,0 +1,28 @@
+"""What `attend` consists of: queries, keys and values, attention, and the way out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from crate_dsl.compiler.draft import Draft
+from crate_dsl.compiler.graph import Node, Value
+from crate_dsl.compiler.steps.attend.operator import Attend
+from crate_dsl.compiler.steps.parts.operator import Attention
+from crate_dsl.compiler.steps.parts.write import affine
+
+
+def attend(d: Draft, node: Node) -> Value:
+    """Softmax attention with three maps in."""
+    op = node.operator
+    assert isinstance(op, Attend)
+    matrices = np.split(d.array(node, "qkv_weight"), 3)
+    biases = np.split(d.array(node, "qkv_bias"), 3) if op.bias else [None] * 3
+    tokens = [
+        affine(d, node, part, node.inputs[0], matrix.T, bias)
+        for part, matrix, bias in zip(("queries", "keys", "values"), matrices, biases, strict=True)
+    ]
+    scale = (len(matrices[0]) // op.heads) ** -0.5
+    attention = Attention(heads=op.heads, scale=scale, causal=op.mask == "causal")
+    heads = d.add(node, "attention", attention, *tokens, ports=node.ports)
+    bias = d.array(node, "out_bias") if op.bias else None
+    return affine(d, node, "out", heads, d.array(node, "out_weight").T, bias)
