@@ -7,7 +7,7 @@ paired with layer L - 1 - i, and the graph remembers each pair.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -24,6 +24,7 @@ from crate_dsl.compiler.operators import (
     Mistake,
     Mode,
     NoInverse,
+    Operator,
     Port,
     Typing,
     Weight,
@@ -101,6 +102,10 @@ class _Undoing:
     stage: StageMeaning
     mode: Mode
     span: Span
+    #: By the identities of an operator and of the types that it took, which the graph holds.
+    answers: dict[tuple[int, ...], tuple[Inverse | NoInverse, Certificate | NoInverse]] = field(
+        default_factory=dict
+    )
 
     def scope(self, scope: Scope, value: Tensor, place: Place) -> Tensor:
         """The links of a stage, or of one layer, undone from the last to the first. Raises `_Stuck`."""
@@ -176,22 +181,31 @@ class _Undoing:
     # -------------------------------------------------------------- one link undone
 
     def _step(self, node: Node, value: Tensor, place: Place) -> Tensor:
-        types = tuple(self._type(given) for given in node.inputs)
-        answer = node.operator.inverse(self.mode, *types)
-        certificate = node.operator.certificate(*types)
-        if isinstance(answer, Inverse) and isinstance(self.mode, CertifiedInverse):
-            answer = certificate if isinstance(certificate, NoInverse) else answer
+        answer, certificate = self._answer(node.operator, *(self._type(given) for given in node.inputs))
         if isinstance(answer, NoInverse):
             raise self._no_inverse(node, answer, place)
         try:
-            typing = answer.operator.infer(value.type)
+            typing = self.steps.infer(answer.operator, value.type)
         except Mistake as mistake:
             also = [(node.span, f"what `{node.word}` did is to be undone by `{answer.operator.word}`")]
             self.steps.error(mistake.code, self.span, mistake.message, *mistake.help, also=also, place=place)
             raise _Stuck from None
-        shared = {name: self._borrowed(node, own) for name, own in answer.shared.items()}
-        typing = replace(typing, weights={**typing.weights, **shared})
+        if answer.shared:
+            shared = {name: self._borrowed(node, own) for name, own in answer.shared.items()}
+            typing = replace(typing, weights={**typing.weights, **shared})
         return self._record(node, answer, typing, value, certificate, place)
+
+    def _answer(
+        self, operator: Operator, *types: TensorType
+    ) -> tuple[Inverse | NoInverse, Certificate | NoInverse]:
+        """What undoes a step, and what certifies it. Layers that share an operator share the answer."""
+        key = (id(operator), *map(id, types))
+        if key not in self.answers:
+            answer, certificate = operator.inverse(self.mode, *types), operator.certificate(*types)
+            if isinstance(answer, Inverse) and isinstance(self.mode, CertifiedInverse):
+                answer = certificate if isinstance(certificate, NoInverse) else answer
+            self.answers[key] = answer, certificate
+        return self.answers[key]
 
     def _borrowed(self, node: Node, name: str) -> Weight:
         """A weight of the step that is undone, as its inverse reads it."""
@@ -263,7 +277,7 @@ class _Undoing:
         """A step of the stage itself, with its weights, applied once more."""
         recorder = self.steps.recorder
         recorder.count(self.span)
-        typing = node.operator.infer(value.type)
+        typing = self.steps.infer(node.operator, value.type)
         path, operator = node.path, node.operator
         (result,) = recorder.step(path, operator, typing, (value.value,), {}, self.span, place)
         return result
