@@ -69,6 +69,11 @@ class Draft:
                 found[value].append(node)
         return found
 
+    @cached_property
+    def places(self) -> Mapping[str, int]:
+        """Where each step stands in the order."""
+        return {node.name: place for place, node in enumerate(self.nodes)}
+
     def only_user(self, value: Value) -> Node | None:
         """The step that alone reads a value, however often; None where there are others, or it is an output."""
         names = {node.name for node in self.users.get(value, [])}

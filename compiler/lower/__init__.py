@@ -22,6 +22,7 @@ from crate_dsl.compiler.lower.demand import demand
 from crate_dsl.compiler.lower.fold import fold
 from crate_dsl.compiler.lower.norm import norm
 from crate_dsl.compiler.lower.parts import parts
+from crate_dsl.compiler.lower.pool import pool
 from crate_dsl.compiler.lower.rows import rows
 from crate_dsl.compiler.lower.share import share
 from crate_dsl.compiler.lower.softmax import softmax
@@ -37,6 +38,7 @@ REWRITES: dict[str, Callable[[Draft], Draft]] = {
     "fold": fold,
     "norm": norm,
     "softmax": softmax,
+    "pool": pool,
     "demand": demand,
     "rows": rows,
 }
@@ -64,7 +66,7 @@ def chosen(text: str) -> tuple[str, ...]:
     """The rewrites that a choice names: `all`, `none`, `fold,norm` (these alone), or `-fold,-norm` (all but these).
 
     >>> chosen("-fold,-norm")
-    ('constants', 'parts', 'share', 'softmax', 'demand', 'rows')
+    ('constants', 'parts', 'share', 'softmax', 'pool', 'demand', 'rows')
 
     Raises:
         UserError: there is no rewrite of that name, or some are named and others left out.

@@ -39,7 +39,7 @@ def fold(draft: Draft) -> Draft:
     return rebuild(draft, visit)
 
 
-def _operands(node: Node) -> tuple[Value, ...] | None:
+def operands(node: Node) -> tuple[Value, ...] | None:
     """The tensors in which a step is affine, token by token; None where it is not."""
     op = node.operator
     if isinstance(op, Affine) or (isinstance(op, Scale) and isinstance(op.factor, float)):
@@ -53,9 +53,9 @@ def _roots(draft: Draft) -> dict[Value, Value]:
     """The one tensor in which each result of an affine step is affine, as far back as that goes."""
     found: dict[Value, Value] = {}
     for node in draft.nodes:
-        operands = _operands(node)
-        if operands is not None:
-            roots = {found.get(value, value) for value in operands}
+        given = operands(node)
+        if given is not None:
+            roots = {found.get(value, value) for value in given}
             if len(roots) == 1:
                 found[Value(node.name)] = roots.pop()
     return found
@@ -69,10 +69,9 @@ def _chain(draft: Draft, root: Value, end: Node) -> list[Node]:
         node = pending.pop()
         if node.name not in found:
             found[node.name] = node
-            operands = _operands(node) or ()
-            pending += [step for v in operands if v != root and (step := draft.node(v)) is not None]
-    places = {node.name: place for place, node in enumerate(draft.nodes)} if len(found) > 1 else {}
-    return sorted(found.values(), key=lambda node: -places.get(node.name, 0))
+            given = operands(node) or ()
+            pending += [step for v in given if v != root and (step := draft.node(v)) is not None]
+    return sorted(found.values(), key=lambda node: draft.places[node.name], reverse=True)
 
 
 def _pays(draft: Draft, roots: dict[Value, Value], node: Node) -> bool:
@@ -101,7 +100,7 @@ def _composed(draft: Draft, root: Value, value: Value) -> Map:
     end = draft.node(value)
     assert end is not None
     for node in reversed(_chain(draft, root, end)):
-        given = [maps[operand] for operand in _operands(node) or ()]
+        given = [maps[operand] for operand in operands(node) or ()]
         maps[Value(node.name)] = _through(draft, node, given)
     return maps[value]
 
