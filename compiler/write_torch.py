@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import inf
 
 from crate_dsl.compiler.graph import Apply, Call, Entry, Loop, ModelGraph, Node, Value, calls_inside, made_by
 
@@ -48,6 +49,37 @@ class _Body:
     captures: dict[Capture, None] = field(default_factory=dict)
     fixed: set[str] = field(default_factory=lambda: set(OWN))
     last_use: dict[Value, int] = field(default_factory=dict)
+    #: What each name means; it may have meant more.
+    meanings: dict[str, list[Value]] = field(default_factory=dict)
+    #: Of names that are numbered: how many stand before the next one, all of them needed until so far.
+    numbered: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    def enter(self, value: Value, name: str) -> None:
+        """Let a value have a name."""
+        if value in self.names:
+            self.meanings[self.names[value]].remove(value)
+        self.names[value] = name
+        self.meanings.setdefault(name, []).append(value)
+
+    def needed(self, name: str) -> float:
+        """The position of the last statement that needs what a name means now; -1 where none does."""
+        if name in self.fixed or name in self.captures:
+            return inf
+        return max((self.last_use.get(value, -1) for value in self.meanings.get(name, ())), default=-1)
+
+    def free(self, wanted: str, position: int) -> str:
+        """A name, with the lowest number that nothing needs behind `position`, and from now on without a meaning."""
+        count, until = self.numbered.get(wanted, (1, inf))
+        if position >= until:
+            count, until = 1, inf
+        name = wanted if count == 1 else f"{wanted}_{count}"
+        while (last := self.needed(name)) > position:
+            count, until = count + 1, min(until, last)
+            name = f"{wanted}_{count}"
+        self.numbered[wanted] = count, until
+        for value in self.meanings.pop(name, ()):
+            del self.names[value]
+        return name
 
 
 class TorchWriter:
@@ -56,7 +88,10 @@ class TorchWriter:
     def __init__(self, graph: ModelGraph) -> None:
         self.graph = graph
         self.classes: dict[str, Written] = {}
-        self._taken: dict[str, str] = {}
+        #: The name and source of each class by its base and its forward.
+        self._taken: dict[tuple[str, str], tuple[str, str]] = {}
+        self._numbers: Counter[str] = Counter()
+        self._used: set[str] = set()
 
     # -------------------------------------------------------------- scopes
 
@@ -66,7 +101,8 @@ class TorchWriter:
             scope = self.graph.scopes[path]
             body = _Body("self", path, scope.pair)
             parameters = [self._safe(name) for name in scope.names]
-            body.names.update(zip(scope.parameters, parameters, strict=True))
+            for value, name in zip(scope.parameters, parameters, strict=True):
+                body.enter(value, name)
             self._uses(body, scope.body, scope.results)
             self._statements(body, scope.body)
             result = self._name(body, scope.results[0])
@@ -86,7 +122,7 @@ class TorchWriter:
         self._uses(body, items, [value for _, value in outputs])
         entries = list(graph.export_inputs.values())
         for entry in entries:
-            body.names[Value(entry.name)] = entry.name
+            body.enter(Value(entry.name), entry.name)
         drawn = [entry for entry in entries if entry.source is not None]
         given = [entry for entry in entries if entry.source is None]
         for entry in drawn:
@@ -118,7 +154,7 @@ class TorchWriter:
         entries = [e for e in (*graph.inputs.values(), *graph.targets.values()) if e.name in needed]
         given = [entry for entry in entries if entry.source is None]
         for entry in [*given, *(e for e in entries if e.source is not None)]:
-            body.names[Value(entry.name)] = entry.name
+            body.enter(Value(entry.name), entry.name)
             more = self._draw_arguments(entry, given).removeprefix(f'"{entry.name}"') if entry.source else ""
             body.lines.append(f'{entry.name} = self.accept("{entry.name}", batch{more})  # {entry.type}')
         self._statements(body, outer)
@@ -266,23 +302,15 @@ class TorchWriter:
 
     def _assign(self, body: _Body, value: Value, hint: str, position: int) -> str:
         """The name for a new value: its own in the spec, or the hint; never one that is still needed."""
-        wanted = self._safe(self.graph.names.get(value, hint))
-        live = {name for other, name in body.names.items() if body.last_use.get(other, -1) > position}
-        live |= {capture for capture in body.captures if isinstance(capture, str)} | body.fixed
-        name, count = wanted, 1
-        while name in live:
-            count += 1
-            name = f"{wanted}_{count}"
-        for other in [other for other, taken in body.names.items() if taken == name]:
-            del body.names[other]
-        body.names[value] = name
+        name = body.free(self._safe(self.graph.names.get(value, hint)), position)
+        body.enter(value, name)
         return name
 
     def _name(self, body: _Body, value: Value) -> str:
         """The local name of a value; one of an outer scope is captured."""
         if value not in body.names:
             body.captures[value] = None
-            body.names[value] = self._capture_name(body, value)
+            body.enter(value, self._capture_name(body, value))
         return body.names[value]
 
     def _capture_name(self, body: _Body, capture: Capture) -> str:
@@ -329,7 +357,6 @@ class TorchWriter:
         text = "\n".join(
             [f"    def forward({', '.join(arguments)}):", *(f"        {line}" for line in lines)]
         )
-        name = self._class_name(path, text)
         docstring = {
             "Network": f"`{self.graph.model}`",
             "ObjectiveBase": f"The objective of `{self.graph.model}`",
@@ -340,15 +367,15 @@ class TorchWriter:
             if not path.rpartition(".")[2].isdigit()
             else f"A layer of `{path.rpartition('.')[0]}`",
         )
-        key = f"{base} {text}"
-        if key in self._taken:
-            name, source = self._taken[key].split("\n", 1)
-        else:
+        if (base, text) not in self._taken:
+            name = self._class_name(path)
             source = f'class {name}({base}):\n    """{where}."""\n\n{text}\n'
-            self._taken[key] = f"{name}\n{source}"
+            self._taken[base, text] = name, source
+        name, source = self._taken[base, text]
         return Written(name, base, source, captures)
 
-    def _class_name(self, path: str, text: str) -> str:
+    def _class_name(self, path: str) -> str:
+        """A name that no other class has."""
         parts = (
             [self.graph.model]
             if not path
@@ -359,11 +386,11 @@ class TorchWriter:
         parts = ["layer" if part.isdigit() else part for part in parts]
         words = [word for part in parts for word in part.split("_")]
         wanted = "".join(word[:1].upper() + word[1:] for word in words)
-        used = {taken.split("\n", 1)[0] for taken in self._taken.values()}
-        name, count = wanted, 1
-        while name in used:
-            count += 1
-            name = f"{wanted}{count}"
+        name = wanted
+        while name in self._used:
+            self._numbers[wanted] += 1
+            name = f"{wanted}{self._numbers[wanted] + 1}"
+        self._used.add(name)
         return name
 
 
