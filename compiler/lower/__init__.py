@@ -130,4 +130,5 @@ def lower(net: Network, rewrites: str = "all") -> Network:
     lowered = lower_graph(net.graph, plain_weights(net.graph, net), rewrites)
     made = build(lowered.graph)
     made.load_state_dict({path: torch.from_numpy(array) for path, array in lowered.weights.items()})
-    return made.to(next(net.parameters()).device).eval()
+    device = next((weight.device for weight in net.parameters()), torch.device("cpu"))
+    return made.to(device).eval()

@@ -13,7 +13,7 @@ from crate_dsl.compiler.draft import Draft, rebuild
 from crate_dsl.compiler.graph import Node, Value
 from crate_dsl.compiler.steps.parts.operator import Attention, Only, Take
 from crate_dsl.compiler.steps.tokens.operator import Cut, Drop, Keep, Select
-from crate_dsl.compiler.types import TensorType
+from crate_dsl.compiler.types import Dim, Layout, Segment, TensorType
 
 #: Places of tokens, counted from the end where they are below zero; None is all of them.
 Places = tuple[int, ...] | None
@@ -29,9 +29,11 @@ def demand(draft: Draft) -> Draft:
         if places == have or places is None:
             assert have is None or places is not None
             return now
-        return new.add(
-            node, "read", Take(places=tuple(places if have is None else map(have.index, places))), now
+        take = Take(
+            places=places if have is None else tuple(map(have.index, places)),
+            layout=_layout(draft.type_of(value), places),
         )
+        return new.add(node, "read", take, now)
 
     def visit(new: Draft, node: Node) -> Sequence[Value]:
         old, op = draft.step(node.name), node.operator
@@ -124,6 +126,24 @@ def _taken(op: Select | Keep | Drop, tokens: TensorType, node: Node) -> Places:
         else:
             return None
     return tuple(found)
+
+
+def _layout(tokens: TensorType, places: tuple[int, ...]) -> Layout | None:
+    """What the tokens at these places consist of: a segment of which some are missing has lost its grid."""
+    if tokens.layout is None:
+        return None
+    found: list[tuple[int, Segment]] = []
+    for segment in tokens.layout:
+        before = tokens.layout.start(segment.name)
+        start = before.static if before.static is not None else (before - tokens.shape[0]).static
+        if start is None or segment.length.static is None:
+            continue  # as long as it comes, and no place of it is known
+        taken = [place for place in range(start, start + segment.length.static) if place in places]
+        whole = len(taken) == segment.length.static
+        if taken:
+            kept = segment if whole else Segment(segment.name, Dim.of(len(taken)))
+            found.append((places.index(taken[0]), kept))
+    return Layout(tuple(segment for _, segment in sorted(found, key=lambda item: item[0])))
 
 
 def _union(lists: Sequence[Places], of: TensorType) -> Places:

@@ -17,7 +17,7 @@ from crate_dsl.compiler.operators import (
     Zeros,
 )
 from crate_dsl.compiler.steps.norm.operator import LayerNorm, RmsNorm
-from crate_dsl.compiler.types import Dim, TensorType
+from crate_dsl.compiler.types import Dim, Layout, TensorType
 
 
 class _Part(Operator):
@@ -119,16 +119,17 @@ class Attention(_Part):
 
 
 class Take(_Part):
-    """Tokens by their places: (N, d) -> (k, d). Places below zero are counted from the end."""
+    """Tokens by their places, counted from the end below zero: (N, d) -> (k, d). `layout` is the result's."""
 
     word: ClassVar[str] = "take"
     formula: ClassVar[str] = r"(z_i)_{i \in S}"
 
     places: tuple[int, ...]
+    layout: Layout | None = None
 
     def infer(self, *inputs: TensorType) -> Typing:
         (tokens,) = inputs
-        return Typing((tokens.with_shape(len(self.places), tokens.shape[1]),))
+        return Typing((tokens.with_shape(len(self.places), tokens.shape[1], layout=self.layout),))
 
 
 class Only(_Part):

@@ -16,14 +16,17 @@ from crate_dsl.compiler.steps.sparsify.operator import Densify, DictionaryStep, 
 
 
 def sparsify(d: Draft, node: Node) -> Value | None:
-    """A_{t+1} = prox(A_t + η D'(Y - D A_t)), decoded and added where that is asked for."""
+    """A_{t+1} = prox(A_t + η D'(Y - D A_t)), decoded and added where that is asked for.
+
+    `soft` is left whole where its threshold is another one for each channel, or learned to be below zero.
+    """
     op = node.operator
     assert isinstance(op, Sparsify)
     if ports(op):
         return None
     eta, threshold = _scalars(d, node, op)
     soft = isinstance(op.prox, Soft)
-    if soft and np.size(threshold) != 1:
+    if soft and (np.size(threshold) != 1 or threshold < 0):
         return None
     y = normalised(d, node, op.norm, node.inputs[0])
     dictionary_ds = d.array(node, "dictionary")
