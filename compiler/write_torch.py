@@ -172,7 +172,8 @@ class TorchWriter:
         read = {value.node for loss in losses for value in graph.node(loss).ports.values()}
         if read <= seen:
             return items
-        return [Call(node.name) for node in graph.nodes if node.name in needed - losses]
+        before = needed - losses
+        return [Call(node.name) for node in graph.nodes if node.name in before]
 
     def _draw_arguments(self, entry: Entry, given: list[Entry]) -> str:
         """The name of the drawn input, a given one (for batch and device), and the lengths that its type needs."""
