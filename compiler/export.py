@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,7 +18,10 @@ from torch import nn
 from crate_dsl.compiler import contractions
 from crate_dsl.compiler.emit import emit
 from crate_dsl.compiler.graph import ModelGraph
-from crate_dsl.compiler.lower import chosen, lower_graph
+from crate_dsl.compiler.judge import AGREEMENT, ReducedProof, Samples, judge
+from crate_dsl.compiler.lower import Lowered, chosen, lower_graph
+from crate_dsl.compiler.lower.calibrate import calibrate
+from crate_dsl.compiler.lower.precision import PRECISIONS, Precision, reduced, store
 from crate_dsl.compiler.metadata import PREFIX, json_text
 from crate_dsl.compiler.network import Network
 from crate_dsl.compiler.prove import Proof, ProofError, cases, compare, perturb
@@ -38,6 +42,9 @@ def export(
     path: str | os.PathLike[str],
     metadata: Mapping[str, str] = {},
     lower: str = "all",
+    precision: Precision = "float32",
+    samples: Samples | None = None,
+    agreement: float = AGREEMENT,
 ) -> Proof:
     """Write a network as ONNX, if the file computes what the network computes.
 
@@ -48,10 +55,17 @@ def export(
             1.9 GiB go to a file beside it, `PATH.data`.
         metadata: Further entries of the file's metadata.
         lower: The exact rewrites that the file is made with: `all`, `none`, `fold,norm`, `-demand`.
+        precision: Of the matrices, and of the products with them; what goes in and comes out is float32.
+        samples: Real data, which a file in fewer bits is made with and judged by. float32 needs none.
+        agreement: The least share of the test samples for which a file in fewer bits must say what float32 says.
+
+    Returns:
+        The proof; a `ReducedProof` where the precision is not float32.
 
     Raises:
         ProofError: the file does not compute the same, or is not valid; nothing was written.
-        UserError: the path cannot be written, the weights are not float32 and finite, or there is no such rewrite.
+        UserError: the path cannot be written, the weights are not float32 and finite, or there is no such rewrite or
+            precision, or nothing to judge by.
 
     Warns:
         NotCertified: `mode = fixed_point(m)`, and at these weights nothing says that its iterations converge.
@@ -62,18 +76,28 @@ def export(
             "is a folder" if target.is_dir() else f"cannot be written: there is no folder `{target.parent}`"
         )
         raise UserError(f"`{target}` {what}")
+    check_precision(precision, samples, agreement)
     weights = plain_weights(graph, net)
     if isinstance(net, Network):
         contractions.warn(net)
     with _aside(target) as file:
-        save(lowered_model(graph, weights, lower, metadata), file)
-        del weights
-        check(file)
-        proof = prove(graph, net, file, metadata, lower)
+        exact = file if samples is None else file.parent / "float32" / file.name
+        exact.parent.mkdir(exist_ok=True)
+        save(lowered_model(graph, weights, lower, metadata), exact)
+        check(exact)
+        proof = prove(graph, net, exact, metadata, lower)
         if not proof.passed:
             raise ProofError(
                 f"`{target}` is not written: it does not compute what torch computes", proof=proof
             )
+        if samples is not None:
+            lowered = lower_graph(graph, weights, lower)
+            save(reduced_model(lowered, precision, samples, lower, metadata), file)
+            check(file)
+            proof = judged = prove_reduced(graph, net, proof, exact, file, precision, samples, agreement)
+            if not judged.agrees:
+                raise ProofError(f"`{target}` is not written: {judged.complaint}", judged.remedy, proof=proof)
+        del weights
         _add_metadata(file, "proof", json_text(proof.as_data()))
         data = file.with_name(file.name + DATA_SUFFIX)
         if data.exists():
@@ -91,6 +115,57 @@ def lowered_model(
         return emit(graph, weights, metadata)
     lowered = lower_graph(graph, weights, lower)
     return emit(lowered.graph, lowered.weights, {**metadata, "lowered": ",".join(rewrites)})
+
+
+def check_precision(precision: Precision, samples: Samples | None, agreement: float) -> None:
+    """That there is such a precision, and something to judge it by.
+
+    Raises:
+        UserError: there is not.
+    """
+    if precision not in PRECISIONS:
+        raise UserError(f"there is no precision `{precision}`", ", ".join(PRECISIONS), exit_code=2)
+    if precision == "float32" and samples is not None:
+        raise UserError("a file in float32 is not judged by data", "precision float16, bfloat16 or int8")
+    if precision != "float32" and samples is None:
+        raise UserError(f"what {precision} costs is measured on real data, and there are none", "samples = …")
+    if not 0 <= agreement <= 1:
+        raise UserError(f"an agreement is a share from 0 to 1, not {agreement:g}", exit_code=2)
+
+
+def reduced_model(
+    lowered: Lowered, precision: Precision, samples: Samples, lower: str, metadata: Mapping[str, str]
+) -> onnx.ModelProto:
+    """The ONNX model of a lowered network in fewer bits; its metadata say so."""
+    ranges = calibrate(lowered, samples.batches()) if precision == "int8" else {}
+    small = reduced(lowered, precision, ranges)
+    entries = {**metadata, "lowered": ",".join(chosen(lower)), "precision": precision}
+    return store(emit(small.graph, small.weights, entries), small.graph)
+
+
+def prove_reduced(
+    graph: ModelGraph,
+    net: nn.Module,
+    proof: Proof,
+    exact: Path,
+    file: Path,
+    precision: Precision,
+    samples: Samples,
+    agreement: float,
+) -> ReducedProof:
+    """Compare a file in fewer bits with the one in float32, which is proved.
+
+    On random inputs it must run, at every size, and give finite numbers; how near they are is left to the real data.
+
+    Raises:
+        ProofError: it does not.
+    """
+    reference = copy.deepcopy(net).cpu().eval()
+    for row in compare(graph, reference, file, [case for case in cases(graph) if case.weights == "given"]):
+        if not isfinite(row.error):
+            raise ProofError(f"in {precision}, `{row.output}` is not finite for inputs × {row.case.scale:g}")
+    judged = judge(exact, file, samples)
+    return ReducedProof(proof.rows, precision, samples.count, samples.source, agreement, judged)
 
 
 def save(model: onnx.ModelProto, file: Path) -> None:
