@@ -201,7 +201,7 @@ class Draft:
             flat.add_edges_from((value.node, node.name) for value in (*node.inputs, *node.ports.values()))
         read = {ref.slot for node in self.nodes for ref in node.weights.values()}
         weights = {
-            slot: np.ascontiguousarray(array, np.float32)
+            slot: np.asarray(array, np.float32, order="C")
             for slot, array in self.weights.items()
             if slot in read
         }

@@ -33,8 +33,9 @@ def constants(draft: Draft) -> Draft:
             return new.keep(node)  # its fraction says how many iterations are enough
         if isinstance(op, SubspaceStep) and op.fraction is not None and op.constraint == "none":
             norm = float(np.linalg.norm(new.array(node, "subspaces"), 2))
-            step = op.fraction / (op.alpha(tokens.shape[0].static) * norm**2)
-            return new.keep(node, op.model_copy(update={"step": step}))
+            if norm > 0:
+                step = op.fraction / (op.alpha(tokens.shape[0].static) * norm**2)
+                return new.keep(node, op.model_copy(update={"step": step}))
         return new.keep(node)
 
     return rebuild(draft, visit)

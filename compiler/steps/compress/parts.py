@@ -37,7 +37,7 @@ def _branch(d: Draft, node: Node, op: SubspaceStep) -> Value | None:
     if op.spectral or isinstance(op.step, Port) or isinstance(op.scale, Port) or (derived and tokens is None):
         return None
     scale = d.number(node, "scale") if "scale" in node.weights else op.softmax_scale
-    if np.size(scale) != 1:
+    if np.size(scale) != 1 or scale <= 0:  # ONNX has no attention with such a scale
         return None
     if op.step is None:
         rate = 0.5 if derived else 1.0
