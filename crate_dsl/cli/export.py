@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from crate_dsl.cli.options import Settings, load_and_warn
 from crate_dsl.language.diagnostics import UserError
+
+if TYPE_CHECKING:
+    from crate_dsl.training.real import Reduction
+
+#: As `compiler.lower.precision` has it, which takes seconds to import.
+Precision = Literal["float32", "float16", "bfloat16", "int8"]
 
 
 def export(
@@ -42,18 +48,55 @@ def export(
             min=0, metavar="N", help="Of an untrained network's weights.  [default: 0]", show_default=False
         ),
     ] = None,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(
+            help="Of the products with matrices, and of these in the file.  [default: float32]",
+            show_default=False,
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="The images that fewer bits are judged by.  [default: the run's]",
+            show_default=False,
+        ),
+    ] = None,
+    images: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="How many test images judge.  [default: all]", show_default=False
+        ),
+    ] = None,
+    agreement: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="SHARE",
+            help="Of the test images that fewer bits must answer as float32 does.  [default: 0.99]",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Write a network as ONNX, and prove it.
 
     The proof: onnxruntime computes what torch computes, also at weights and sizes that the file was not made with. A
-    file that fails it is not written (exit code 3).
+    file that fails it is not written (exit code 3); nor is one of fewer bits that too often says what float32 does not.
 
     crate-dsl export runs/first --out first.onnx
+    crate-dsl export runs/first --precision int8 --out first-int8.onnx
     crate-dsl export specs/crate.crate@tiny --out untrained.onnx
     crate-dsl export c.crate --weights c.safetensors --scaling imagenet -o c.onnx
     """
     if out.suffix != ".onnx":
         raise UserError(f"`{out}` does not end with .onnx", exit_code=2)
+    if (precision or "float32") == "float32" and (data or images or agreement is not None):
+        raise UserError(
+            "`--data`, `--images` and `--agreement` say how fewer bits are judged: `--precision` asks for them",
+            exit_code=2,
+        )
     if (Path(target) / "run.json").is_file():
         if set or scaling or weights is not None or seed is not None:
             raise UserError(
@@ -63,19 +106,54 @@ def export(
             )
         from crate_dsl.training.run import export_run
 
-        proof = export_run(target, out)
+        proof = export_run(target, out, reduction=_reduction(precision, data, images, agreement))
     else:
         if weights is not None and seed is not None:
             raise UserError("`--weights` and `--seed` both say what the weights are", exit_code=2)
+        if precision not in (None, "float32") and (data is None or scaling is None):
+            raise UserError(
+                f"{precision} is judged on real images, and a spec has none: `--data` names them, `--scaling` says "
+                "what becomes of their pixels",
+                exit_code=2,
+            )
         graph = load_and_warn(target, set)
         import crate_dsl
         from crate_dsl.training.manifest import asked_scaling
+        from crate_dsl.training.real import samples_of
 
-        said = {"scaling": asked_scaling(scaling, graph).model_dump_json()} if scaling else {}
+        entry = asked_scaling(scaling, graph) if scaling else None
+        said = {"scaling": entry.model_dump_json()} if entry else {}
+        asked = _reduction(precision, data, images, agreement)
+        samples = None
+        if asked.data is not None and entry is not None:
+            samples = samples_of(graph, asked.data, entry.scaling, images)
         net = crate_dsl.build(graph, seed=seed or 0)
         if weights is not None:
             crate_dsl.load_weights(net, weights)
-        proof = crate_dsl.export(graph, net, out, metadata=said)
+        proof = crate_dsl.export(
+            graph,
+            net,
+            out,
+            metadata=said,
+            precision=asked.precision,
+            samples=samples,
+            agreement=asked.agreement,
+        )
     print(proof)
     size = sum(file.stat().st_size for file in (out, out.with_name(out.name + ".data")) if file.is_file())
     print(f"\n{out} is written, {size / 1e6:,.1f} MB")
+
+
+def _reduction(
+    precision: Precision | None, data: str | None, images: int | None, agreement: float | None
+) -> Reduction:
+    """What is asked for, its images read."""
+    from crate_dsl.training.real import AGREEMENT, Reduction
+    from crate_dsl.training.sources import open_data
+
+    return Reduction(
+        precision or "float32",
+        open_data(data) if data is not None else None,
+        images,
+        AGREEMENT if agreement is None else agreement,
+    )

@@ -31,6 +31,7 @@ from crate_dsl.training.data import Data
 from crate_dsl.training.feed import check_fits
 from crate_dsl.training.files import write_tensors
 from crate_dsl.training.manifest import Manifest
+from crate_dsl.training.real import FLOAT32, Reduction, samples_of
 from crate_dsl.training.sources import open_data
 
 if TYPE_CHECKING:
@@ -111,15 +112,29 @@ def open_run(folder: str | Path) -> Run:
     return Run(folder, Manifest.read(folder / MANIFEST))
 
 
-def export_run(folder: str | Path, path: str | Path) -> Proof:
+def export_run(folder: str | Path, path: str | Path, *, reduction: Reduction = FLOAT32) -> Proof:
     """Export a run's network, proved, with the scaling of its pixels and the names of its classes.
 
+    In fewer bits it is judged by the test images of its own data, or of others.
+
     Raises:
-        UserError: there is no run, or its weights are damaged.
+        UserError: there is no run, or its weights are damaged; the images do not fit the network.
     """
     run = open_run(folder)
     net = run.net()
-    return crate_dsl.export(net.graph, net, path, metadata=run.metadata())
+    samples = None
+    if reduction.precision != "float32":
+        data = reduction.data or run.data()
+        samples = samples_of(net.graph, data, run.manifest.scaling.scaling, reduction.images)
+    return crate_dsl.export(
+        net.graph,
+        net,
+        path,
+        metadata=run.metadata(),
+        precision=reduction.precision,
+        samples=samples,
+        agreement=reduction.agreement,
+    )
 
 
 def evaluate(run: Run, data: Data | None = None, *, device: str = "cpu") -> Scores:
