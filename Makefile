@@ -4,11 +4,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SET_UP := .venv/.set-up
+BENCH := .venv/.bench
 INSTALLED := build/installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check wheel-test
+.PHONY: help setup demo test check bench bench-quick wheel-test
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -40,6 +41,17 @@ check: setup ## lint, format, types, import contracts, and every spec
 	cd $(INSTALLED) && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p crate_dsl
 	cd $(INSTALLED) && ../../$(BIN)/lint-imports --config ../../pyproject.toml --cache-dir ../../.import_linter_cache
 	for spec in specs/*.crate; do $(BIN)/crate-dsl check "$$spec" || exit 1; done
+
+bench: $(BENCH) ## how fast it is: every benchmark, the numbers, the chart, the tables (a quarter of an hour)
+	$(BIN)/python -m benchmarks.run $(ARGS)
+
+# What is compared with: torch.onnx.export's own packages, and OpenVINO (60 MB).
+$(BENCH): $(SET_UP)
+	$(BIN)/python -m pip install --no-build-isolation -c constraints.txt -e '.[bench]'
+	@touch $@
+
+bench-quick: setup ## every benchmark once, at the smallest sizes: shows that they run, and writes nothing
+	$(BIN)/python -m benchmarks.run --quick
 
 wheel-test: setup ## the wheel, installed alone: complete, and at work far from the checkout
 	$(BIN)/python .ci/wheel_test.py

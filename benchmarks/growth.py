@@ -6,6 +6,7 @@ the tokens, everything else grows as they do, so that p rises from 1 towards 2.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,7 +17,7 @@ import crate_dsl
 from benchmarks import networks
 from benchmarks.measure import Effort, error, exponent, interleaved, local_exponents, rows
 from benchmarks.published import with_weights_of
-from benchmarks.sessions import runner
+from benchmarks.sessions import onnxruntime_call
 
 REFERENCE, OURS = "published, torch", "crate-dsl, onnxruntime"
 #: The same network: rounding of float32, summed over many tokens and layers.
@@ -48,7 +49,7 @@ def _compared(graph: Any, settings: dict[str, int], effort: Effort) -> dict[str,
     with TemporaryDirectory() as folder, torch.no_grad():
         file = Path(folder) / "grown.onnx"
         crate_dsl.export(graph, net, file)
-        ours = runner(file, {"image": image_bchw.numpy()})
+        ours = partial(onnxruntime_call(file), {"image": image_bchw.numpy()})
         off = error(ours(), published(image_bchw))
         assert off <= ALLOWED, f"{settings}: onnxruntime is off by {off:.1e}"
         return rows(interleaved({REFERENCE: lambda: published(image_bchw), OURS: ours}, effort), REFERENCE)

@@ -1,160 +1,170 @@
 """Inference: every way in which a user could run the same network, in one process, and two ViTs beside it.
 
-What an engine computes is compared with what the published network computes in torch: `error`, in parts of the largest
-logit. `flops` are the operations that a variant's algebra asks for, 2 for a multiply-add, and `share` is how much of the
-measured matrix-product peak of its precision they make.
+What an engine computes is compared with what the published network computes in torch: `error`, in parts of the
+largest logit. `flops` are the operations that a way's algebra asks for, 2 for a multiply-add, and `share` is how
+much of the measured matrix-product peak of its precision they make.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import crate_dsl
 from benchmarks import exported, networks, peak
+from benchmarks.algebra import operations
 from benchmarks.measure import Effort, error, interleaved, rows
 from benchmarks.published import with_weights_of
-from benchmarks.sessions import missing, openvino_runner, runner
+from benchmarks.sessions import Call, missing, onnxruntime_call, openvino_call
 from crate_dsl.compiler.network import Network
 
 REFERENCE = "published, torch"
+#: What torch.compile compiles: whose network, by autocast in what.
+COMPILED: dict[str, tuple[str, torch.dtype | None]] = {
+    "published, torch.compile": ("published", None),
+    "published, torch.compile bf16": ("published", torch.bfloat16),
+    "crate-dsl, torch.compile": ("crate-dsl", None),
+    "crate-dsl, torch.compile bf16": ("crate-dsl", torch.bfloat16),
+}
 #: The same network by other engines: held to this error, so that no wrong answer is timed. bfloat16 keeps 8 bits.
 ALLOWED = {"float32": 1e-4, "bfloat16": 1e-1}
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
-    """A way to run one batch. `same` says whether it is the published network, whose logits it must give."""
+class Way:
+    """A way to run a batch. `same` says whether it is the published network, whose logits it must give."""
 
-    run: Callable[[], Any]
+    run: Callable[[Tensor], Any]
     flops: int
     precision: str = "float32"
     same: bool = True
 
 
 def measured(
-    network: str, batches: Sequence[int], effort: dict[str, Any], folder: str, compile: bool = True
+    network: str,
+    batches: Sequence[int],
+    effort: dict[str, Any],
+    folder: str,
+    compiled: Collection[str] = tuple(COMPILED),
 ) -> dict[str, Any]:
-    """Rows of every variant by batch, the peak, and what was left out and why. Exported files are kept in `folder`."""
-    torch.manual_seed(0)
+    """Rows of every way by batch, the peak, and what was left out and why. Exported files are kept in `folder`."""
     spent = Effort(**effort)
-    ways = Ways(network, Path(folder), compile)
-    peaks = peak.measured(Effort(2.0, spent.least, spent.most), peak.SIZES if compile else peak.FEW_SIZES)
-    found: dict[str, Any] = {"peak": peaks, "batches": {}}
+    ways, left_out = ways_of(network, Path(folder), compiled)
+    peaks = peak.measured(Effort(2.0, spent.least, spent.most))
+    found: dict[str, Any] = {"peak": peaks, "left_out": left_out, "batches": {}}
+    settings = networks.sizes(networks.crate(network))
     for batch in batches:
-        variants, left_out = ways.at(batch)
+        image_bchw = images(settings, batch)
         with torch.no_grad():
-            wanted = variants[REFERENCE].run()
-            errors = {name: error(_plain(v.run()), wanted) for name, v in variants.items() if v.same}
+            wanted = ways[REFERENCE].run(image_bchw)
+            errors = {
+                name: error(_plain(way.run(image_bchw)), wanted) for name, way in ways.items() if way.same
+            }
             for name, off in errors.items():
-                assert off <= ALLOWED[variants[name].precision], f"{network}: {name} is off by {off:.1e}"
-            times = interleaved({name: variant.run for name, variant in variants.items()}, spent)
-        table = rows(times, REFERENCE)
+                assert off <= ALLOWED[ways[name].precision], f"{network}: {name} is off by {off:.1e}"
+            runs = {name: partial(way.run, image_bchw) for name, way in ways.items()}
+            table = rows(interleaved(runs, spent), REFERENCE)
         for name, row in table.items():
-            variant = variants[name]
-            row["flops"] = variant.flops
-            row["share"] = batch * variant.flops / row["median"] / peaks[variant.precision]
+            row["flops"] = ways[name].flops
+            row["share"] = batch * ways[name].flops / row["median"] / peaks[ways[name].precision]
             if name in errors:
                 row["error"] = errors[name]
         found["batches"][str(batch)] = table
-        found["left_out"] = left_out
     return found
 
 
-class Ways:
-    """The variants of one network, made once for all batches."""
+def images(settings: dict[str, int], batch: int) -> Tensor:
+    """Normal noise of a network's input size; the same for the same batch size."""
+    generator = torch.Generator().manual_seed(batch)
+    size, channels = settings["size"], settings["channels"]
+    return torch.randn(batch, channels, size, size, generator=generator)
 
-    def __init__(self, network: str, folder: Path, compile: bool) -> None:
-        self.network, self.folder, self.compile = network, folder, compile
-        graph = networks.crate(network)
-        self.settings = networks.sizes(graph)
-        self.net = crate_dsl.build(graph, seed=0).eval()
-        self.published = with_weights_of(self.net, self.settings).eval()
-        self.lowered = crate_dsl.lower(self.net)
-        self.file = self._exported(self.net, "crate")
-        self.vits = {
-            "ViT of equal width": crate_dsl.build(networks.vit_of_equal_width(network), seed=0).eval(),
-            "ViT of equal parameters": crate_dsl.build(
-                networks.vit_of_equal_parameters(network), seed=0
-            ).eval(),
-        }
 
-    def at(self, batch: int) -> tuple[dict[str, Variant], dict[str, str]]:
-        """Every variant at a batch size, and what is left out: why, by name."""
-        left_out: dict[str, str] = {}
-        image_bchw = self._images(batch)
-        feeds = {"image": image_bchw.numpy()}
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            self.published(image_bchw)
-        as_published, ours = counter.get_total_flops() // batch, self.lowered.graph.flops
-        found = {
-            REFERENCE: Variant(lambda: self.published(image_bchw), as_published),
-            "crate-dsl, torch": Variant(lambda: self.lowered(image_bchw), ours),
-            "crate-dsl, onnxruntime": Variant(runner(self.file, feeds), ours),
-        }
-        if self.compile:
-            for name, net, flops in (
-                ("published, torch.compile", self.published, as_published),
-                ("crate-dsl, torch.compile", self.lowered, ours),
-            ):
-                found[name] = Variant(compiled(net, image_bchw), flops)
-                half = compiled(net, image_bchw, torch.bfloat16)
-                found[f"{name} bf16"] = Variant(half, flops, "bfloat16")
-        else:
-            left_out["torch.compile"] = "not asked for"
-        if (reason := missing("onnxscript")) is None:
-            path = self.folder / f"{self.network}-published.onnx"
-            exported.write(self.published, self._images(2), path)
-            found["published, onnxruntime"] = Variant(runner(path, feeds), as_published)
-        else:
-            left_out["published, onnxruntime"] = reason
+def ways_of(network: str, folder: Path, compiled: Collection[str]) -> tuple[dict[str, Way], dict[str, str]]:
+    """Every way to run a network, and what is left out: why, by name."""
+    left_out: dict[str, str] = {}
+    graph = networks.crate(network)
+    settings = networks.sizes(graph)
+    net = crate_dsl.build(graph, seed=0).eval()
+    published = with_weights_of(net, settings).eval()
+    lowered = crate_dsl.lower(net)
+    as_published, ours = operations(published, images(settings, 1)), lowered.graph.flops
+
+    found = {REFERENCE: Way(published, as_published)}
+    found |= _compiled("published", published, as_published, compiled, left_out)
+    name = "published, onnxruntime"
+    if (reason := missing("onnxscript")) is None:
+        path = folder / f"{network}-published.onnx"
+        exported.write(published, images(settings, 2), path)
+        found[name] = Way(_of_arrays(onnxruntime_call(path)), as_published)
+    else:
+        left_out[name] = reason
+
+    found["crate-dsl, torch"] = Way(lowered, ours)
+    found |= _compiled("crate-dsl", lowered, ours, compiled, left_out)
+    file = _file(net, folder / f"{network}-crate.onnx")
+    found["crate-dsl, onnxruntime"] = Way(_of_arrays(onnxruntime_call(file)), ours)
+    for name, hint, precision in (
+        ("crate-dsl, OpenVINO", "f32", "float32"),
+        ("crate-dsl, OpenVINO bf16", "bf16", "bfloat16"),
+    ):
         if (reason := missing("openvino")) is None:
-            found["crate-dsl, OpenVINO"] = Variant(openvino_runner(self.file, feeds, "f32"), ours)
-            half = openvino_runner(self.file, feeds, "bf16")
-            found["crate-dsl, OpenVINO bf16"] = Variant(half, ours, "bfloat16")
+            found[name] = Way(_of_arrays(openvino_call(file, hint)), ours, precision)
         else:
-            left_out["OpenVINO"] = reason
-        for name, vit in self.vits.items():
-            file = self._exported(vit, name.replace(" ", "-"))
-            lowered = crate_dsl.lower(vit)
-            run = _called(vit, image_bchw)
-            found[f"{name}, torch"] = Variant(run, vit.graph.flops, same=False)
-            found[f"{name}, onnxruntime"] = Variant(runner(file, feeds), lowered.graph.flops, same=False)
-        return found, left_out
+            left_out[name] = reason
 
-    def _images(self, batch: int) -> Tensor:
-        generator = torch.Generator().manual_seed(batch)
-        size, channels = self.settings["size"], self.settings["channels"]
-        return torch.randn(batch, channels, size, size, generator=generator)
-
-    def _exported(self, net: Network, name: str) -> Path:
-        """A network's proved file, written once: weights come from a seed, and are the same in every process."""
-        path = self.folder / f"{self.network}-{name}.onnx"
-        if not path.exists():
-            crate_dsl.export(net.graph, net, path)
-        return path
+    for name, spec in (
+        ("ViT of equal width", networks.vit_of_equal_width(network)),
+        ("ViT of equal parameters", networks.vit_of_equal_parameters(network)),
+    ):
+        vit = crate_dsl.build(spec, seed=0).eval()
+        file = _file(vit, folder / f"{network}-{name.replace(' ', '-')}.onnx")
+        found[f"{name}, torch"] = Way(vit, spec.flops, same=False)
+        flops = crate_dsl.lower(vit).graph.flops
+        found[f"{name}, onnxruntime"] = Way(_of_arrays(onnxruntime_call(file)), flops, same=False)
+    return found, left_out
 
 
-def compiled(net: nn.Module, image_bchw: Tensor, dtype: torch.dtype | None = None) -> Callable[[], Tensor]:
-    """A network compiled for one batch size, its weights frozen into the code; products in `dtype` by autocast."""
-    ready = torch.compile(net, dynamic=False, options={"freezing": True})
+def _compiled(
+    whose: str, net: nn.Module, flops: int, wanted: Collection[str], left_out: dict[str, str]
+) -> dict[str, Way]:
+    """The network compiled, a program for each batch size, with its weights frozen in; products by autocast."""
+    found = {}
+    for name, (owner, dtype) in COMPILED.items():
+        if owner != whose:
+            continue
+        if name not in wanted:
+            left_out[name] = "not asked for"
+            continue
+        ready = torch.compile(net, dynamic=False, options={"freezing": True})
+        found[name] = Way(_by_autocast(ready, dtype), flops, "float32" if dtype is None else "bfloat16")
+    return found
 
-    def run() -> Tensor:
+
+def _by_autocast(ready: Callable[[Tensor], Tensor], dtype: torch.dtype | None) -> Callable[[Tensor], Tensor]:
+    def run(image_bchw: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
             return ready(image_bchw)
 
     return run
 
 
-def _called(net: nn.Module, image_bchw: Tensor) -> Callable[[], Tensor]:
-    return lambda: net(image_bchw)
+def _of_arrays(call: Call) -> Callable[[Tensor], Any]:
+    return lambda image_bchw: call({"image": image_bchw.numpy()})
+
+
+def _file(net: Network, path: Path) -> Path:
+    """A network's proved file, written once: weights come from a seed, and are the same in every process."""
+    if not path.exists():
+        crate_dsl.export(net.graph, net, path)
+    return path
 
 
 def _plain(output: Tensor | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

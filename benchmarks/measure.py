@@ -18,11 +18,15 @@ LEAST, MOST = 4, 40
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How long one process measures: until `seconds` are over, but between `least` and `most` rounds."""
+    """How long one process measures: until `seconds` are over, but between `least` and `most` rounds.
+
+    `warm` says whether each runs once untimed before it is timed; what takes many seconds does not need it.
+    """
 
     seconds: float = 10.0
     least: int = LEAST
     most: int = MOST
+    warm: bool = True
 
 
 def interleaved(variants: Mapping[str, Callable[[], object]], effort: Effort) -> dict[str, list[float]]:
@@ -32,8 +36,9 @@ def interleaved(variants: Mapping[str, Callable[[], object]], effort: Effort) ->
     that none has always the same neighbour before it.
     """
     names = list(variants)
-    for run in variants.values():
-        run()
+    if effort.warm:
+        for run in variants.values():
+            run()
     times: dict[str, list[float]] = {name: [] for name in names}
     began = perf_counter()
     for turn in range(effort.most):
@@ -43,7 +48,8 @@ def interleaved(variants: Mapping[str, Callable[[], object]], effort: Effort) ->
         for name in names[first:] + names[:first]:
             run = variants[name]
             sleep(REST)
-            run()
+            if effort.warm:
+                run()
             started = perf_counter()
             run()
             times[name].append(perf_counter() - started)

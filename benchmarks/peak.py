@@ -10,26 +10,26 @@ import torch
 from onnx import helper
 
 from benchmarks.measure import Effort, interleaved, rows
-from benchmarks.sessions import runner
+from benchmarks.sessions import onnxruntime_call
 
 #: (m, k, n) of the products that are tried: what networks ask for, and what libraries like best.
 SIZES = ((1576, 768, 768), (1576, 768, 3072), (1024, 1024, 1024), (2048, 2048, 2048), (4096, 1024, 1024))
-FEW_SIZES = SIZES[2:3]
 
 
-def measured(effort: Effort, sizes: tuple[tuple[int, int, int], ...] = SIZES) -> dict[str, float]:
+def measured(effort: Effort) -> dict[str, float]:
     """Operations a second by precision, 2 for a multiply-add: the best median.
 
     onnxruntime has no bfloat16 product on CPUs, so that peak is torch's.
     """
     variants = {}
-    for m, k, n in sizes:
+    for m, k, n in SIZES:
         for dtype in (torch.float32, torch.bfloat16):
             left, right = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)
             name = str(dtype).removeprefix("torch.")
             variants[f"{name} torch {m} {k} {n}"] = partial(torch.mm, left, right)
-        variants[f"float32 onnxruntime {m} {k} {n}"] = runner(
-            _product(m, k, n).SerializeToString(), {"a": np.random.default_rng(0).random((m, k), np.float32)}
+        variants[f"float32 onnxruntime {m} {k} {n}"] = partial(
+            onnxruntime_call(_product(m, k, n).SerializeToString()),
+            {"a": np.random.default_rng(0).random((m, k), np.float32)},
         )
     best: dict[str, float] = {}
     for name, row in rows(interleaved(variants, effort), next(iter(variants))).items():

@@ -1,4 +1,4 @@
-"""The same onnxruntime session for every file, and OpenVINO's, as functions that run one batch."""
+"""The same onnxruntime session for every file, and OpenVINO's, as functions of a batch's arrays."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ OPTIONS = {"session.intra_op.allow_spinning": "1", "session.force_spinning_stop"
 #: onnxruntime's own level of messages: what matters is raised.
 FATAL = 4
 
-Runner = Callable[[], NDArray[Any]]
+#: A batch's arrays by input name -> the first output.
+Call = Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]
 
 
-def runner(model: str | Path | bytes, feeds: Mapping[str, NDArray[Any]]) -> Runner:
-    """One batch through a file (or its bytes) in onnxruntime, on the CPU: the first output."""
+def onnxruntime_call(model: Path | bytes) -> Call:
+    """A file, or its bytes, in onnxruntime on the CPU."""
     chosen = onnxruntime.SessionOptions()
     chosen.log_severity_level = FATAL
     for name, value in OPTIONS.items():
@@ -32,12 +33,12 @@ def runner(model: str | Path | bytes, feeds: Mapping[str, NDArray[Any]]) -> Runn
     given = model if isinstance(model, bytes) else str(model)
     session = onnxruntime.InferenceSession(given, chosen, providers=["CPUExecutionProvider"])
     names = [session.get_outputs()[0].name]
-    return lambda: session.run(names, dict(feeds))[0]
+    return lambda feeds: session.run(names, feeds)[0]
 
 
-def openvino_runner(model: Path, feeds: Mapping[str, NDArray[Any]], precision: str) -> Runner:
-    """One batch through a file in OpenVINO on the CPU, computing in `f32` or `bf16`: by itself it takes the second
-    where the processor is good at it. It knows no local functions, so that they are written out first.
+def openvino_call(model: Path, precision: str) -> Call:
+    """A file in OpenVINO on the CPU, computing in `f32` or `bf16`: by itself it takes the second where the processor is
+    good at it. It knows no local functions, so that they are written out first.
     """
     import openvino
 
@@ -46,7 +47,7 @@ def openvino_runner(model: Path, feeds: Mapping[str, NDArray[Any]], precision: s
     settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
     read = core.read_model(plain.SerializeToString(), b"")
     request = core.compile_model(read, "CPU", settings).create_infer_request()
-    return lambda: np.array(request.infer(dict(feeds))[0])
+    return lambda feeds: np.array(request.infer(dict(feeds))[0])
 
 
 def missing(package: str) -> str | None:

@@ -1,13 +1,13 @@
 """A training step (forward, backward, optimiser): time and peak memory, the published network against ours.
 
-Both start from the same weights and take the same images and the same optimiser. `error` is that of the gradients of the
-first step, against the published network's in float32: the largest difference in any weight, in parts of that
+Both start from the same weights and take the same images and the same optimiser. `error` is that of the gradients of
+the first step, against the published network's in float32: the largest difference in any weight, in parts of that
 weight's largest gradient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -76,20 +76,20 @@ class Step:
         return found
 
 
-def measured(network: str, batch: int, effort: dict[str, Any], compile: bool = True) -> dict[str, Any]:
-    """Rows of every variant at one batch size."""
+def measured(
+    network: str, batch: int, effort: dict[str, Any], variants: Sequence[str] = tuple(VARIANTS)
+) -> dict[str, Any]:
+    """Rows of the variants, the reference first, at one batch size."""
     steps: dict[str, Callable[[], None]] = {}
     errors: dict[str, float] = {}
     wanted: dict[str, Tensor] = {}
-    for name, (_, dtype, with_compiler) in VARIANTS.items():
-        if with_compiler and not compile:
-            continue
+    for name in variants:
         step = Step(network, name, batch)
         step.backward()
         found = step.gradients()
         wanted = wanted or found
         errors[name] = max(error(found[path], value) for path, value in wanted.items())
-        if dtype is None:
+        if VARIANTS[name][1] is None:
             assert errors[name] <= ALLOWED, f"the gradients of {name} are off by {errors[name]:.1e}"
         steps[name] = step
     table = rows(interleaved(steps, Effort(**effort)), REFERENCE)
