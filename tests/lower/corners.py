@@ -55,6 +55,11 @@ SPARSIFY = {
     "sparsify alpha free": tokens(f"sparsify({ALPHA.format('free', 'soft')}) -> sparsify"),
     "sparsify alpha leaky": tokens(f"sparsify({ALPHA.format('free', 'leaky(0.5)')}, norm = none)"),
     "sparsify residual": tokens("sparsify(residual = true) -> sparsify(residual = true)"),
+    "sparsify whole, on rows": tokens(
+        "linear(12) -> sparsify(step = learn(0.2, shape = [12]), prox = soft) -> scale(learn(0.5)) -> gelu"
+        " -> densify(by = gradient, norm = none, residual = true) -> silu"
+        " -> densify(by = gradient, norm = none, prox = soft) -> linear(12)"
+    ),
     "densify": tokens("densify -> densify(norm = rms) -> densify(norm = none)"),
     "densify backwards": tokens("densify(by = gradient, norm = none, step = 0.2)"),
     "densify thrice": tokens("densify(by = gradient, norm = none, repeats = 3, penalty = learn(0.2))"),

@@ -82,7 +82,7 @@ class DictionaryModule(StepModule):
             plain
             or torch.compiler.is_exporting()
             or each_sample
-            or y_bnd.shape[0] * y_bnd.shape[1] < MANY * y_bnd.shape[2]
+            or y_bnd.numel() < MANY * y_bnd.shape[-1] ** 2
         ):
             return eta * ((y_bnd - F.linear(y_bnd, dictionary_dd)) @ dictionary_dd)
         return y_bnd @ (eta * (dictionary_dd - dictionary_dd.T @ dictionary_dd))
@@ -217,7 +217,7 @@ class Densify(DictionaryModule):
             v_bnd = v_bnd.to(dictionary_dd.dtype)
             identity_dd = torch.eye(len(dictionary_dd), dtype=v_bnd.dtype, device=v_bnd.device)
             m_dd = identity_dd + eta * (dictionary_dd - dictionary_dd.T @ dictionary_dd)
-            return torch.linalg.solve(m_dd, v_bnd.flatten(0, 1), left=False).unflatten(0, v_bnd.shape[:2])
+            return torch.linalg.solve(m_dd, v_bnd.flatten(0, -2), left=False).reshape(v_bnd.shape)
 
 
 def _norm(matrix: Tensor) -> Tensor:
