@@ -138,9 +138,9 @@ def reduced_model(
 ) -> onnx.ModelProto:
     """The ONNX model of a lowered network in fewer bits; its metadata say so."""
     ranges = calibrate(lowered, samples.batches()) if precision == "int8" else {}
-    small = reduced(lowered, precision, ranges)
+    small, weights = reduced(lowered.graph, lowered.weights, precision, ranges)
     entries = {**metadata, "lowered": ",".join(chosen(lower)), "precision": precision}
-    return store(emit(small.graph, small.weights, entries), small.graph)
+    return store(emit(small, weights, entries), small)
 
 
 def prove_reduced(

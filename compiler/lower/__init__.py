@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -23,10 +23,12 @@ from crate_dsl.compiler.lower.fold import fold
 from crate_dsl.compiler.lower.norm import norm
 from crate_dsl.compiler.lower.parts import parts
 from crate_dsl.compiler.lower.pool import pool
+from crate_dsl.compiler.lower.precision import Precision, reduced, stored
 from crate_dsl.compiler.lower.rows import rows
 from crate_dsl.compiler.lower.share import share
 from crate_dsl.compiler.lower.softmax import softmax
 from crate_dsl.compiler.network import Network
+from crate_dsl.compiler.steps.reduced.operator import Half
 from crate_dsl.compiler.weights import plain_weights
 from crate_dsl.language.diagnostics import UserError, did_you_mean
 
@@ -106,7 +108,7 @@ def lower_graph(graph: ModelGraph, weights: Mapping[str, NDArray[Any]], rewrites
     return Lowered(*draft.graph(), tuple(effects))
 
 
-def lower(net: Network, rewrites: str = "all") -> Network:
+def lower(net: Network, rewrites: str = "all", precision: Precision = "float32") -> Network:
     """The same network with less work, for inference: exact, frozen, and like any network compiled, copied, saved.
 
     Its weights are no longer those that were trained, so it is neither trained nor inspected nor exported: `export`
@@ -123,12 +125,22 @@ def lower(net: Network, rewrites: str = "all") -> Network:
     Args:
         net: The network, float32; it is left as it is.
         rewrites: `all`, `none`, some of them by name (`fold,norm`), or all but some (`-demand`).
+        precision: `bfloat16` or `float16`: of the matrices and the products with them, which is then not exact. Norms,
+            softmax, all sums of tokens, and what goes in and comes out, stay float32.
 
     Raises:
-        UserError: there is no such rewrite, or the weights are not float32 and finite.
+        UserError: there is no such rewrite or precision, or the weights are not float32 and finite.
     """
+    if precision not in ("float32", *get_args(Half)):
+        raise UserError(f"torch computes in {', '.join(('float32', *get_args(Half)))}, not in {precision}")
     lowered = lower_graph(net.graph, plain_weights(net.graph, net), rewrites)
-    made = build(lowered.graph)
-    made.load_state_dict({path: torch.from_numpy(array) for path, array in lowered.weights.items()})
+    graph, weights = lowered.graph, lowered.weights
+    if precision != "float32":
+        graph, weights = reduced(graph, weights, precision)
+    made = build(graph)
+    made.load_state_dict({path: torch.from_numpy(array) for path, array in weights.items()})
+    for path in stored(graph):
+        weight = made.get_parameter(path)
+        weight.data = weight.data.to(getattr(torch, precision))
     device = next((weight.device for weight in net.parameters()), torch.device("cpu"))
     return made.to(device).eval()

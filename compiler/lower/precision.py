@@ -17,9 +17,8 @@ from onnx import numpy_helper
 
 from crate_dsl.compiler.draft import Array, Draft, rebuild
 from crate_dsl.compiler.graph import ModelGraph, Node, Value
-from crate_dsl.compiler.lower import Lowered
 from crate_dsl.compiler.steps.parts.operator import Affine
-from crate_dsl.compiler.steps.reduced.operator import HalfAffine, Int8Affine, ReducedOperator
+from crate_dsl.compiler.steps.reduced.operator import Half, HalfAffine, Int8Affine, ReducedOperator
 from crate_dsl.language.diagnostics import UserError
 
 Precision = Literal["float32", "float16", "bfloat16", "int8"]
@@ -64,40 +63,42 @@ def worthwhile(graph: ModelGraph) -> dict[str, Node]:
     return {node.path: node for node in maps if node.typing.flops >= LEAST_SHARE * work}
 
 
-def reduced(lowered: Lowered, precision: Precision, ranges: Mapping[str, Range] = {}) -> Lowered:
-    """The lowered network with its affine maps in fewer bits.
+def reduced(
+    graph: ModelGraph,
+    weights: Mapping[str, NDArray[np.float32]],
+    precision: Precision,
+    ranges: Mapping[str, Range] = {},
+) -> tuple[ModelGraph, dict[str, NDArray[np.float32]]]:
+    """A lowered network with its affine maps in fewer bits. Weights are float32 still, of numbers that have these bits.
 
     Args:
-        lowered: The network, in float32.
+        graph: The network, lowered: it consists of parts.
+        weights: Its arrays by slot path.
         precision: Other than float32.
         ranges: At int8: between what the input of each `worthwhile` map lies, by path (`calibrate`).
 
     Raises:
-        UserError: there is no affine map, since steps were not written out as their parts.
+        UserError: there is no affine map, since steps were not written out as their parts; or float16 cannot hold one.
     """
-    draft = Draft.of(lowered.graph, lowered.weights)
+    draft = Draft.of(graph, weights)
     if not any(isinstance(node.operator, Affine) for node in draft.nodes):
         raise UserError(
             f"there is nothing to compute in {precision}: steps are not written out as their parts",
-            "--lower all, or without -parts",
+            "--lower all, or any without -parts",
         )
 
     def visit(new: Draft, node: Node) -> Sequence[Value]:
         if not isinstance(node.operator, Affine):
             return new.keep(node)
-        if precision != "int8":
+        if precision == "float16" or precision == "bfloat16":
             return (_half(new, node, precision),)
         return (_int8(new, node, ranges[node.path]),) if node.path in ranges else new.keep(node)
 
-    graph, weights = rebuild(draft, visit).graph()
-    return Lowered(
-        graph,
-        {slot: array.reshape(graph.slots[slot].shape) for slot, array in weights.items()},
-        lowered.effects,
-    )
+    small, arrays = rebuild(draft, visit).graph()
+    return small, {slot: array.reshape(small.slots[slot].shape) for slot, array in arrays.items()}
 
 
-def _half(new: Draft, node: Node, precision: Precision) -> Value:
+def _half(new: Draft, node: Node, precision: Half) -> Value:
     matrix, near = _apart(new.array(node, "matrix"))
     with np.errstate(over="ignore"):
         rounded = matrix.astype(ELEMENTS[precision]).astype(np.float64)
@@ -143,17 +144,22 @@ def _apart(matrix: Array) -> tuple[Array, bool]:
     return (rest, True) if near else (matrix, False)
 
 
-def store(model: onnx.ModelProto, graph: ModelGraph) -> onnx.ModelProto:
-    """The weights of an emitted model in the element types that their steps say, where all of them are exact."""
-    wanted = {
-        ref.slot: ELEMENTS[node.operator.stored[name]]
+def stored(graph: ModelGraph) -> dict[str, str]:
+    """The element types of weights that are not float32, by slot."""
+    return {
+        ref.slot: node.operator.stored[name]
         for node in graph.nodes
         if isinstance(node.operator, ReducedOperator)
         for name, ref in node.weights.items()
         if name in node.operator.stored
     }
+
+
+def store(model: onnx.ModelProto, graph: ModelGraph) -> onnx.ModelProto:
+    """The weights of an emitted model in the element types that their steps say, where all of them are exact."""
+    wanted = stored(graph)
     for tensor in model.graph.initializer:
         if tensor.name in wanted:
-            array: NDArray[np.float32] = numpy_helper.to_array(tensor)
-            tensor.CopyFrom(numpy_helper.from_array(array.astype(wanted[tensor.name]), tensor.name))
+            array = numpy_helper.to_array(tensor).astype(ELEMENTS[wanted[tensor.name]])
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     return model
