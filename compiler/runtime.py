@@ -170,6 +170,11 @@ class Session:
         """What it runs on."""
         return "cuda" if CUDA in self._native.get_providers() else "cpu"
 
+    @property
+    def precision(self) -> str:
+        """Of the file's matrices: `float32`, `float16`, `bfloat16` or `int8`. What goes in and comes out is float32."""
+        return self.metadata.extra.get("precision", "float32")
+
     def __call__(self, /, *arrays: ArrayLike, **named: ArrayLike) -> dict[str, NDArray[Any]]:
         """Run one batch.
 

@@ -185,7 +185,8 @@ def _texts(path: str, metadata: Metadata) -> str:
     """The spec; with a heading for each file, where it consists of several."""
     target = metadata.target
     name = target.model if target.variant is None else f"{target.model}@{target.variant}"
-    complain(f"{path} is {name}, exported by crate-dsl {metadata.version}")
+    precision = f" in {metadata.extra['precision']}" if "precision" in metadata.extra else ""
+    complain(f"{path} is {name}{precision}, exported by crate-dsl {metadata.version}")
     if len(metadata.spec) == 1:
         return metadata.text.rstrip("\n")
     return "\n\n".join(f"# ---- {source.name}\n{source.text.rstrip()}" for source in metadata.spec)

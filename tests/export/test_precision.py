@@ -235,7 +235,7 @@ def test_a_file_in_fewer_bits(precision: Precision, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["images.onnx"]
     onnx.checker.check_model(str(file), full_check=True)
     session = crate_dsl.open_session(file, provider="cpu")
-    assert session.metadata.extra["precision"] == precision
+    assert session.precision == precision
     stored = session.metadata.proof
     assert stored is not None and stored["real_data"]["samples"] == 30
     assert stored == json.loads(json.dumps(proof.as_data()))
@@ -362,3 +362,6 @@ def test_on_the_command_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     spec = (TINY, "--precision", "bfloat16", "--data", "digits", "--scaling", "0.3/0.4")
     assert exported(*spec, "--images", 20, "--agreement", 0.5, "-o", out) == 0
     assert "bfloat16 against float32, 20 samples of digits" in told()
+    with pytest.raises(SystemExit):
+        main(["show", str(out)])
+    assert f"{out} is tiny in bfloat16, exported by crate-dsl" in told()
