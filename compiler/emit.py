@@ -8,12 +8,13 @@ named by their slots, values are named as in the spec, or by their node and numb
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 import crate_dsl
 from crate_dsl.compiler.functions import DOMAIN, OPSET, Body
@@ -43,44 +44,80 @@ def emit(
     Raises:
         ValueError: weights or metadata that do not belong to this graph, or an output that depends on a random step.
     """
-    names = value_names(graph)
-    functions = Functions()
-    nodes: list[onnx.NodeProto] = []
-    used: dict[Ref, str] = {}
-    values: dict[str, TensorType] = {}
-    for node in exported_steps(graph):
+    # Everything is written where it stays: putting messages together copies them, and with them the weights.
+    model = onnx.ModelProto(
+        ir_version=IR_VERSION, producer_name="crate-dsl", producer_version=crate_dsl.__version__
+    )
+    model.opset_import.add(domain="", version=OPSET)
+    model.opset_import.add(domain=DOMAIN, version=1)
+    helper.set_model_props(model, describe(graph, metadata).properties())
+    whole = model.graph
+    whole.name = graph.model if graph.variant is None else f"{graph.model}@{graph.variant}"
+
+    names, steps, functions = value_names(graph), exported_steps(graph), Functions()
+    used = dict.fromkeys(ref for node in steps for ref in node.weights.values())
+    for ref in used:
+        if ref.view == "transpose":
+            name = _weight_name(ref)
+            whole.node.append(helper.make_node("Transpose", [ref.slot], [name], name=name, perm=[1, 0]))
+    types = _Types(_batch_name(graph))
+    for node in steps:
         piped = [names[value] for value in node.inputs]
         handed = {port: names[value] for port, value in node.ports.items()}
-        own = {weight: used.setdefault(ref, _weight_name(ref)) for weight, ref in node.weights.items()}
+        own = {weight: _weight_name(ref) for weight, ref in node.weights.items()}
         outputs = [names[Value(node.name, index)] for index in range(len(node.typing.outputs))]
-        function = functions.of(node, len(piped), [*handed, *own])
-        inputs = [*piped, *handed.values(), *own.values()]
-        nodes.append(helper.make_node(function, inputs, outputs, name=node.name, domain=DOMAIN))
-        values |= zip(outputs, node.typing.outputs, strict=True)
+        whole.node.add(
+            op_type=functions.of(node, len(piped), (*handed, *own)),
+            domain=DOMAIN,
+            name=node.name,
+            input=[*piped, *handed.values(), *own.values()],
+            output=outputs,
+        )
+        for name, type_ in zip(outputs, node.typing.outputs, strict=True):
+            if name not in graph.outputs:
+                whole.value_info.add(name=name, type=types.of(type_))
     for name, value in graph.outputs.items():
         if names[value] != name:  # one value under two names, or an input under another one
-            nodes.append(helper.make_node("Identity", [names[value]], [name], name=name))
-
-    transposes, initializers = _weights(graph, weights, used)
-    batch = _batch_name(graph)
-    onnx_graph = helper.make_graph(
-        transposes + nodes,
-        graph.model if graph.variant is None else f"{graph.model}@{graph.variant}",
-        [_value_info(name, entry.type, batch) for name, entry in graph.export_inputs.items()],
-        [_value_info(name, graph.type_of(value), batch) for name, value in graph.outputs.items()],
-        initializers,
-        value_info=[_value_info(n, type_, batch) for n, type_ in values.items() if n not in graph.outputs],
-    )
-    model = helper.make_model(
-        onnx_graph,
-        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)],
-        functions=functions.protos,
-        ir_version=IR_VERSION,
-        producer_name="crate-dsl",
-        producer_version=crate_dsl.__version__,
-    )
-    helper.set_model_props(model, describe(graph, metadata).properties())
+            whole.node.add(op_type="Identity", name=name, input=[names[value]], output=[name])
+        whole.output.add(name=name, type=types.of(graph.type_of(value)))
+    for name, entry in graph.export_inputs.items():
+        whole.input.add(name=name, type=types.of(entry.type))
+    model.functions.extend(functions.protos)
+    _add_weights(whole, graph, weights, {ref.slot for ref in used})
     return model
+
+
+def write(model: onnx.ModelProto, file: Path) -> None:
+    """Write a model of less than 2 GiB, weight by weight: no second copy of them all is made. The model is used up."""
+    weights = list(model.graph.initializer)
+    del model.graph.initializer[:]
+    rest = model.graph.SerializeToString()
+    model.ClearField("graph")
+    heads = [_head(onnx.GraphProto.INITIALIZER_FIELD_NUMBER, weight.ByteSize()) for weight in weights]
+    length = len(rest) + sum(
+        len(head) + weight.ByteSize() for head, weight in zip(heads, weights, strict=True)
+    )
+    with file.open("wb") as stream:
+        stream.write(model.SerializeToString())
+        stream.write(_head(onnx.ModelProto.GRAPH_FIELD_NUMBER, length))
+        stream.write(rest)
+        for head, weight in zip(heads, weights, strict=True):
+            stream.write(head)
+            stream.write(weight.SerializeToString())
+
+
+def _head(field: int, length: int) -> bytes:
+    """What protobuf writes before a message that is a field: its number, and how many bytes follow."""
+    return _varint(field << 3 | 2) + _varint(length)
+
+
+def _varint(number: int) -> bytes:
+    """Seven bits a byte, the lowest first; all bytes but the last have the eighth bit set."""
+    found = bytearray()
+    while number > 0x7F:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*found, number])
 
 
 # ------------------------------------------------------------------ what is written, and what it is called
@@ -131,11 +168,19 @@ class Functions:
 
     def __init__(self) -> None:
         self.protos: list[onnx.FunctionProto] = []
+        self._known: dict[tuple[object, ...], str] = {}
         self._names: dict[bytes, str] = {}
         self._count: Counter[str] = Counter()
 
-    def of(self, node: Node, piped: int, named: Sequence[str]) -> str:
+    def of(self, node: Node, piped: int, named: tuple[str, ...]) -> str:
         """The name of the function that is this step, with so many piped inputs and these named ones."""
+        # What a face knows of a step: its arguments, the facts and types of its typing, and what it is handed.
+        key = (node.operator, node.typing.facts, node.typing.outputs, piped, named)
+        if key not in self._known:
+            self._known[key] = self._write(node, piped, named)
+        return self._known[key]
+
+    def _write(self, node: Node, piped: int, named: tuple[str, ...]) -> str:
         inputs = ["x", *(f"x_{k}" for k in range(2, piped + 1))][:piped]
         body = Body()
         face = onnx_face(type(node.operator))
@@ -162,17 +207,10 @@ def _weight_name(ref: Ref) -> str:
     return f"{ref.slot}:transpose" if ref.view == "transpose" else ref.slot
 
 
-def _weights(
-    graph: ModelGraph, weights: Mapping[str, np.ndarray[Any, Any]], used: Mapping[Ref, str]
-) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """The transposes of weights that are seen that way, and an initializer for each slot that is read."""
-    transposes = [
-        helper.make_node("Transpose", [ref.slot], [name], name=name, perm=[1, 0])
-        for ref, name in used.items()
-        if ref.view == "transpose"
-    ]
-    read = {ref.slot for ref in used}
-    initializers = []
+def _add_weights(
+    whole: onnx.GraphProto, graph: ModelGraph, weights: Mapping[str, np.ndarray[Any, Any]], read: set[str]
+) -> None:
+    """An initializer for each slot that is read."""
     for path, slot in graph.slots.items():
         if path in read:
             if path not in weights:
@@ -182,8 +220,12 @@ def _weights(
                 raise ValueError(
                     f"`{path}` is float32 of shape {slot.shape}, not {array.dtype} of {array.shape}"
                 )
-            initializers.append(numpy_helper.from_array(array, path))
-    return transposes, initializers
+            whole.initializer.add(
+                name=path,
+                data_type=onnx.TensorProto.FLOAT,
+                dims=array.shape,
+                raw_data=array.astype("<f4", copy=False).tobytes(),
+            )
 
 
 def _batch_name(graph: ModelGraph) -> str:
@@ -192,8 +234,17 @@ def _batch_name(graph: ModelGraph) -> str:
     return "samples" if "batch" in lengths else "batch"
 
 
-def _value_info(name: str, wanted: TensorType, batch: str) -> onnx.ValueInfoProto:
-    shape = [batch, *(str(dim) if dim.symbol else dim.offset for dim in wanted.shape)]
-    if wanted.flat:  # all samples' tokens, one after another: of unknown number, as the batch is
-        shape = [None, *shape[2:]]
-    return helper.make_tensor_value_info(name, ELEMENTS[wanted.kind], shape)
+class _Types:
+    """Types as ONNX writes them, `batch` being the name of the batch axis."""
+
+    def __init__(self, batch: str) -> None:
+        self._batch = batch
+        self._known: dict[TensorType, onnx.TypeProto] = {}
+
+    def of(self, wanted: TensorType) -> onnx.TypeProto:
+        if wanted not in self._known:
+            shape = [self._batch, *(str(dim) if dim.symbol else dim.offset for dim in wanted.shape)]
+            if wanted.flat:  # all samples' tokens, one after another: of unknown number, as the batch is
+                shape = [None, *shape[2:]]
+            self._known[wanted] = helper.make_tensor_type_proto(ELEMENTS[wanted.kind], shape)
+        return self._known[wanted]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from crate_dsl.compiler import contractions
-from crate_dsl.compiler.emit import emit
+from crate_dsl.compiler.emit import emit, write
 from crate_dsl.compiler.graph import ModelGraph
 from crate_dsl.compiler.judge import AGREEMENT, ReducedProof, Samples, judge
 from crate_dsl.compiler.lower import Lowered, chosen, lower_graph
@@ -170,13 +170,15 @@ def prove_reduced(
 
 def save(model: onnx.ModelProto, file: Path) -> None:
     """Write a model; weights too large for one protobuf go to a file beside it. The model is used up."""
-    external = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > EXTERNAL_BYTES
+    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) <= EXTERNAL_BYTES:
+        write(model, file)
+        return
     onnx.save_model(
         model,
         str(file),
         format="protobuf",
-        save_as_external_data=external,
-        location=file.name + DATA_SUFFIX if external else None,
+        save_as_external_data=True,
+        location=file.name + DATA_SUFFIX,
         size_threshold=SMALL_BYTES,
     )
 
