@@ -164,8 +164,8 @@ def prove_reduced(
     for row in compare(graph, reference, file, [case for case in cases(graph) if case.weights == "given"]):
         if not isfinite(row.error):
             raise ProofError(f"in {precision}, `{row.output}` is not finite for inputs × {row.case.scale:g}")
-    judged = judge(exact, file, samples)
-    return ReducedProof(proof.rows, precision, samples.count, samples.source, agreement, judged)
+    judged, losses = judge(reference, exact, file, samples)
+    return ReducedProof(proof.rows, precision, samples.count, samples.source, agreement, judged, losses)
 
 
 def save(model: onnx.ModelProto, file: Path) -> None:

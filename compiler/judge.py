@@ -14,10 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
+from crate_dsl.compiler.build import Objective
+from crate_dsl.compiler.graph import Node, Value
 from crate_dsl.compiler.lower.precision import Precision
+from crate_dsl.compiler.network import Network
 from crate_dsl.compiler.prove import Proof
 from crate_dsl.compiler.runtime import open_session
+from crate_dsl.compiler.trace import call_step
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,11 +39,13 @@ class Samples:
 
     `calibration` tells between what numbers lie, and is taken from the training data; `test` is what is judged by, and
     never seen before. Inputs that are drawn may be left out. `scores` is the output that scores the classes, `labels`
-    (N,) are the classes of the test samples, where there are such. `source` is what the data are called.
+    (N,) are the classes of the test samples, where there are such; `targets` are what the objective takes beside inputs
+    and outputs. `source` is what the data are called.
     """
 
     calibration: Mapping[str, NDArray[Any]]
     test: Mapping[str, NDArray[Any]]
+    targets: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     scores: str | None = None
     labels: NDArray[np.int64] | None = None
     source: str = "the test data"
@@ -74,13 +81,17 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class ReducedProof(Proof):
-    """The proof of a file in fewer bits: parity of the network in float32, and what fewer bits cost on real data."""
+    """The proof of a file in fewer bits: parity of the network in float32, and what fewer bits cost on real data.
+
+    `losses` are the objective's, in float32 and in fewer bits, where the outputs tell it.
+    """
 
     precision: Precision = "float32"
     samples: int = 0
     source: str = ""
     wanted: float = AGREEMENT
     judged: tuple[Judgement, ...] = field(default=())
+    losses: tuple[float, float] | None = None
 
     @property
     def agrees(self) -> bool:
@@ -113,6 +124,8 @@ class ReducedProof(Proof):
             "agreement_wanted": self.wanted,
             "rows": [asdict(row) for row in self.judged],
         }
+        if self.losses is not None:
+            real |= {"loss_float32": self.losses[0], "loss": self.losses[1]}
         return Proof.as_data(self) | {"real_data": real}
 
     def judged_table(self) -> Table:
@@ -127,6 +140,9 @@ class ReducedProof(Proof):
             pad_edge=False,
             padding=(0, 1),
         )
+        if self.losses is not None:
+            table.caption = f"loss {self.losses[1]:.5g}, of float32 {self.losses[0]:.5g}"
+            table.caption_justify = "left"
         table.add_column("output", overflow="fold")
         for head in ("error", "rms", "agreement", "accuracy", "of float32"):
             table.add_column(head, justify="right", no_wrap=True)
@@ -158,22 +174,70 @@ def percent(share: float) -> str:
     return f"{100 * share:.2f} %"
 
 
-def judge(exact: str | PathLike[str], file: str | PathLike[str], samples: Samples) -> tuple[Judgement, ...]:
-    """Run both files on the test samples, on the CPU, and compare every output.
+def judge(
+    net: nn.Module, exact: str | PathLike[str], file: str | PathLike[str], samples: Samples
+) -> tuple[tuple[Judgement, ...], tuple[float, float] | None]:
+    """Run both files on the test samples, on the CPU, and compare every output, and the losses where these tell them.
 
     Inputs that are drawn are the same for both.
     """
     sessions = [open_session(path, provider="cpu", seed=0) for path in (exact, file)]
     found: list[dict[str, list[NDArray[Any]]]] = [{name: [] for name in s.outputs} for s in sessions]
-    for batch in _batches(samples.test):
-        for session, outputs in zip(sessions, found, strict=True):
-            for name, array in session(**batch).items():
+    losses: list[list[float | None]] = [[], []]
+    objective = Objective(net) if isinstance(net, Network) and net.graph.objective is not None else None
+    for batch in _batches({**samples.targets, **samples.test}):
+        given = {name: batch[name] for name in samples.test}
+        for session, outputs, lost in zip(sessions, found, losses, strict=True):
+            results = session(**given)
+            for name, array in results.items():
                 outputs[name].append(array)
+            lost.append(None if objective is None else loss(objective, batch, results))
     wanted, actual = ({name: np.concatenate(parts) for name, parts in outputs.items()} for outputs in found)
-    return tuple(
+    rows = tuple(
         compared(name, wanted[name], actual[name], classes=name == samples.scores, labels=samples.labels)
         for name in wanted
     )
+    sizes = [min(BATCH, samples.count - start) for start in range(0, samples.count, BATCH)]
+    means = [
+        float(np.average([one for one in lost if one is not None], weights=sizes))
+        for lost in losses
+        if None not in lost
+    ]
+    return rows, (means[0], means[1]) if len(means) == 2 else None
+
+
+def loss(
+    objective: Objective, given: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
+) -> float | None:
+    """The objective of one batch, where inputs, targets and outputs tell it; None where it looks inside the network."""
+    net = objective.net
+    graph = net.graph
+    assert graph.objective is not None
+    values = {Value(name): torch.from_numpy(array) for name, array in given.items()}
+    values |= {value: torch.from_numpy(outputs[name]) for name, value in graph.outputs.items()}
+    needed: dict[str, Node] = {}
+    pending = [graph.objective]
+    while pending:
+        value = pending.pop()
+        if value in values or value.node in needed:
+            continue
+        node = graph.item(value.node)
+        if not isinstance(node, Node) or node.weights:
+            return None
+        needed[node.name] = node
+        pending += [*node.inputs, *node.ports.values()]
+    with torch.inference_mode():
+        for node in graph.nodes:
+            if node.name in needed:
+                piped = [values[value] for value in node.inputs]
+                ports = {name: values[value] for name, value in node.ports.items()}
+                if type(node.operator).kind == "objective":
+                    step = objective.get_submodule(node.path.removeprefix("objective."))
+                    results = (step(*piped, **ports),)
+                else:
+                    results, _ = call_step(net, node, piped, ports)
+                values |= {Value(node.name, index): result for index, result in enumerate(results)}
+    return float(values[graph.objective])
 
 
 def compared(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from crate_dsl.compiler.draws import DrawForm
 from crate_dsl.compiler.graph import ModelGraph
 from crate_dsl.compiler.judge import AGREEMENT, Samples
 from crate_dsl.compiler.lower.precision import Precision
 from crate_dsl.training.data import SPLIT_SEED, Data, Part, Scaling
-from crate_dsl.training.feed import check_fits
+from crate_dsl.training.feed import Feed, check_fits
 
 #: Training images that tell between what numbers lie.
 CALIBRATION_IMAGES = 500
@@ -39,23 +41,34 @@ def samples_of(graph: ModelGraph, data: Data, scaling: Scaling, images: int | No
         UserError: the images do not fit the network.
     """
     feed = check_fits(graph, data)
-
-    def inputs(part: Part) -> dict[str, NDArray[np.float32] | NDArray[np.int64]]:
-        given: dict[str, NDArray[np.float32] | NDArray[np.int64]] = {
-            feed.image: scaling.apply(part.images_nchw)
-        }
-        if part.labels_n is not None:
-            given |= {name: part.labels_n for name in feed.labels if name in graph.export_inputs}
-        return given
-
     test = some(data.test, images)
+    labels = {} if test.labels_n is None else dict.fromkeys(feed.labels, test.labels_n)
     return Samples(
-        inputs(some(data.train, CALIBRATION_IMAGES)),
-        inputs(test),
-        feed.scores,
-        test.labels_n if feed.scores is not None else None,
-        data.text,
+        calibration=_inputs(graph, feed, some(data.train, CALIBRATION_IMAGES), scaling),
+        test=_inputs(graph, feed, test, scaling),
+        targets={name: array for name, array in labels.items() if name not in graph.export_inputs},
+        scores=feed.scores,
+        labels=test.labels_n if feed.scores is not None else None,
+        source=data.text,
     )
+
+
+def _inputs(graph: ModelGraph, feed: Feed, part: Part, scaling: Scaling) -> dict[str, NDArray[Any]]:
+    """What the exported network takes, for each image of a part; draws are always the same."""
+    given: dict[str, NDArray[Any]] = {feed.image: scaling.apply(part.images_nchw)}
+    if part.labels_n is not None:
+        given |= {name: part.labels_n for name in feed.labels if name in graph.export_inputs}
+    image = graph.inputs[feed.image].type
+    lengths = {
+        dim.symbol.name: size
+        for dim, size in zip(image.shape, given[feed.image].shape[1:], strict=True)
+        if dim.symbol is not None
+    }
+    generator = np.random.default_rng(SPLIT_SEED)
+    for name, entry in graph.export_inputs.items():
+        if isinstance(entry.source, DrawForm):
+            given[name] = entry.source.sample(entry.type, len(part), lengths, generator)
+    return given
 
 
 def some(part: Part, images: int | None) -> Part:

@@ -29,11 +29,22 @@ from crate_dsl.compiler.runtime import options
 from crate_dsl.compiler.steps.reduced.operator import HalfAffine, Int8Affine
 from crate_dsl.compiler.weights import plain_weights
 from crate_dsl.language.diagnostics import UserError
+from crate_dsl.training.real import samples_of
 from crate_dsl.training.run import open_run
+from crate_dsl.training.sources import open_data
 from crate_dsl.training.train import train
 from tests.export.specs import graph_of, images, weights_of
 
 TINY = Path(__file__).parents[1] / "training" / "tiny.crate"
+INSIDE = """
+model inside {
+    input image : float[1, 8, 8]
+    stage encoder = repeat(2) { compress(2, rank = 8)  sparsify(step = 0.1, penalty = 0.1) }
+    z = image -> patchify(4) -> linear(16) -> encoder
+    output z
+    objective mse(z, z) + 0.1 * sparse_rate(encoder, eps = 0.5)
+}
+"""
 #: Rounding of float32 in sums of a dozen products.
 SINGLE = 1e-5
 #: Half the spacing of each type at 1; errors of a short network are a few of these.
@@ -341,6 +352,29 @@ def test_a_trained_network_in_int8_says_the_same(run: Path, tmp_path: Path) -> N
     assert scores is not None
     assert row["accuracy_float32"] == pytest.approx(scores["accuracy"], abs=1e-6)
     assert abs(row["accuracy"] - scores["accuracy"]) < 0.02
+
+
+@pytest.mark.parametrize(("spec", "told"), [("autoencoder", True), ("completion", True), ("inside", False)])
+def test_the_loss_where_there_are_no_classes(spec: str, told: bool, tmp_path: Path) -> None:
+    """From the outputs alone: also with draws, and nothing where the objective looks inside."""
+    text = INSIDE if spec == "inside" else TINY.with_name(f"{spec}.crate").read_text()
+    graph = graph_of(text, str(TINY.with_name(f"{spec}.crate")))
+    net = crate_dsl.build(graph, seed=0)
+    data = open_data("digits")
+    given = samples_of(graph, data, data.scaling)
+    file = tmp_path / "file.onnx"
+    proof = crate_dsl.export(graph, net, file, precision="int8", samples=given, agreement=0.9)
+    assert isinstance(proof, ReducedProof)
+    if not told:
+        assert proof.losses is None and "loss" not in str(proof)
+        return
+    assert proof.losses is not None
+    batch = {name: torch.from_numpy(array) for name, array in {**given.test, **given.targets}.items()}
+    with torch.inference_mode():
+        wanted = float(crate_dsl.Objective(net.eval())(batch))
+    assert proof.losses[0] == pytest.approx(wanted, rel=1e-4)
+    assert 0 < abs(proof.losses[1] / wanted - 1) < 0.05
+    assert f"loss {proof.losses[1]:.5g}, of float32" in str(proof)
 
 
 def exported(*arguments: object) -> object:
