@@ -193,7 +193,7 @@ class Steps(Expressions):
 
     def _known_steps(self, place: Place) -> Iterator[str]:
         yield from reserved.FORMS
-        yield from (word for word, operator in operators().items() if operator.kind != "expression")
+        yield from (word for word in operators() if reserved.is_step(word))
         for definition in place.names.visible():
             if isinstance(definition.meaning, StageMeaning | BlockMeaning):
                 yield definition.name

@@ -23,9 +23,9 @@ _TORCH = (
 
 
 def is_step(name: str) -> bool:
-    """Whether a name is a step of the language."""
+    """Whether a name is a step of the language: arithmetic and parts of steps have no name in it."""
     operator = operators().get(name)
-    return name in FORMS or (operator is not None and operator.kind != "expression")
+    return name in FORMS or (operator is not None and operator.kind not in ("expression", "lowered"))
 
 
 def is_python(name: str) -> bool:

@@ -15,6 +15,7 @@ import crate_dsl
 from crate_dsl.compiler.contractions import NotCertified
 from crate_dsl.compiler.graph import ModelGraph
 from crate_dsl.compiler.lower import REWRITES
+from crate_dsl.language.diagnostics import SpecError
 from tests.lower.corners import CORNERS, graph_of, picture, tokens
 from tests.lower.holding import CHOICES, ROUNDING, errors, hold, perturbed
 from tests.lower.strategies import specs
@@ -148,3 +149,17 @@ def test_every_choice_is_exported_and_proved(choice: str, tmp_path: Path) -> Non
     assert proof.passed and proof.worst < ROUNDING
     texts = perturbed(CORNERS["select from texts"])
     assert crate_dsl.export(texts.graph, texts, tmp_path / "net.onnx", lower=choice).worst < ROUNDING
+
+
+def test_parts_of_steps_take_no_names_away() -> None:
+    """What the compiler alone writes has no spelling: its words are free for values, stages and inputs."""
+    hold(
+        perturbed(
+            "model m {\n input shift : float[7, 12]\n stage attention = compress(2, rank = 4) -> sparsify\n"
+            " affine = shift -> attention -> norm\n take = affine -> attention\n output take, affine\n}"
+        ),
+        "none",
+        "all",
+    )
+    with pytest.raises(SpecError, match="unknown step `affine`"):
+        graph_of(tokens("affine(3)"))
