@@ -9,6 +9,56 @@ from torch.nn import functional as F
 from crate_dsl.compiler.modules import StepModule
 
 
+def attention(
+    query_bhnp: Tensor,
+    key_bhmp: Tensor,
+    value_bhmp: Tensor,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    """softmax(scale · Q Kᵀ) V of every head, (B, h, N, p); `scale` is p⁻¹ᐟ² unless it is said.
+
+    `mask` (B, 1, 1, M) is false for keys that nobody attends to. By torch's kernel, or written out where that is slow;
+    not with a mask, for the kernel knows what to say where it leaves no key.
+    """
+    if mask is None and _kernel_is_slow(key_bhmp):
+        scale = key_bhmp.shape[-1] ** -0.5 if scale is None else scale
+        # Where one tensor is keys and values, it is laid out for products once.
+        keys_bhmp = key_bhmp.contiguous()
+        values_bhmp = keys_bhmp if value_bhmp is key_bhmp else value_bhmp
+        queries_bhnp = keys_bhmp if query_bhnp is key_bhmp else query_bhnp
+        logits_bhnm = (queries_bhnp * scale) @ keys_bhmp.mT
+        if causal:
+            logits_bhnm = logits_bhnm.masked_fill(later(logits_bhnm), -torch.inf)
+        return logits_bhnm.softmax(-1).to(values_bhmp.dtype) @ values_bhmp
+    return F.scaled_dot_product_attention(
+        query_bhnp, key_bhmp, value_bhmp, attn_mask=mask, is_causal=causal, scale=scale
+    )
+
+
+def later(logits_bhnm: Tensor) -> Tensor:
+    """Which keys come after a query, (N, M): what a causal mask leaves out."""
+    return torch.ones(logits_bhnm.shape[-2:], dtype=torch.bool, device=logits_bhnm.device).triu(1)
+
+
+def _kernel_is_slow(key_bhmp: Tensor) -> bool:
+    """Whether products and a softmax train faster than scaled_dot_product_attention: in half precision on a CPU.
+
+    There the kernel's gradient takes twice as long as the whole of what is written out, for it forms its products in
+    tiles that are too small for a CPU's 16-bit units. In float32, without a gradient, and on a GPU the kernel is as fast
+    or faster, and keeps no N x N matrix.
+    """
+    return (
+        key_bhmp.device.type == "cpu"
+        and key_bhmp.dtype in (torch.bfloat16, torch.float16)
+        and key_bhmp.requires_grad
+        and torch.is_grad_enabled()
+        and not torch.compiler.is_exporting()
+    )
+
+
 class Attend(StepModule):
     """(B, N, d) -> (B, N, d). `mask` (B, N) is false for tokens that nobody attends to."""
 
@@ -17,12 +67,12 @@ class Attend(StepModule):
 
     def forward(self, z_bnd: Tensor, *, mask: Tensor | None = None) -> Tensor:
         query_bhnp, key_bhnp, value_bhnp = self._heads(z_bnd)
-        heads_bhnp = F.scaled_dot_product_attention(
+        heads_bhnp = attention(
             query_bhnp,
             key_bhnp,
             value_bhnp,
-            attn_mask=None if mask is None else mask[:, None, None, :],
-            is_causal=self.operator.mask == "causal",
+            mask=None if mask is None else mask[:, None, None, :],
+            causal=self.operator.mask == "causal",
         )
         return self._out(heads_bhnp)
 
@@ -32,8 +82,7 @@ class Attend(StepModule):
         if mask is not None:
             logits_bhnn = logits_bhnn.masked_fill(~mask[:, None, None, :], -torch.inf)
         if self.operator.mask == "causal":
-            later_nn = torch.ones(logits_bhnn.shape[-2:], dtype=torch.bool, device=z_bnd.device).triu(1)
-            logits_bhnn = logits_bhnn.masked_fill(later_nn, -torch.inf)
+            logits_bhnn = logits_bhnn.masked_fill(later(logits_bhnn), -torch.inf)
         attention_bhnn = logits_bhnn.softmax(-1)
         return {
             "query": query_bhnp,

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from crate_dsl.compiler.modules import Bound, StepModule
 from crate_dsl.compiler.operators import Port
+from crate_dsl.compiler.steps.attend.module import attention, later
 from crate_dsl.compiler.steps.compress.operator import LOST
 from crate_dsl.compiler.steps.norm.module import normalise
 from crate_dsl.compiler.types import TensorType
@@ -79,12 +80,12 @@ class SubspaceModule(StepModule):
         # A softmax scale that is a number is left to the kernel; one that is a tensor multiplies the queries.
         fixed = op.scale is None or isinstance(op.scale, float)
         w_bknp = self._heads(w_bnm)
-        heads_bknp = F.scaled_dot_product_attention(
+        heads_bknp = attention(
             w_bknp if fixed else self._heads(w_bnm * self.scalar("scale", given.get("scale"))),
             w_bknp,
             w_bknp,
-            attn_mask=self._mask(given),
-            is_causal=op.mask == "causal",
+            mask=self._mask(given),
+            causal=op.mask == "causal",
             scale=op.softmax_scale if fixed else 1.0,
         )
         return self._dropped(self._led_back(x_bnd, heads_bknp, rate, given))
@@ -136,8 +137,7 @@ class SubspaceModule(StepModule):
         if mask is not None:
             logits_bknn = logits_bknn.masked_fill(~mask, -torch.inf)
         if op.mask == "causal":
-            later_nn = torch.ones(logits_bknn.shape[-2:], dtype=torch.bool, device=z_bnd.device).triu(1)
-            logits_bknn = logits_bknn.masked_fill(later_nn, -torch.inf)
+            logits_bknn = logits_bknn.masked_fill(later(logits_bknn), -torch.inf)
         attention_bknn = logits_bknn.softmax(-1)
         branch_bnd = self._led_back(x_bnd, attention_bknn @ w_bknp, rate, given)
         taps["attention"] = attention_bknn
