@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from crate_dsl.compiler.build import build
-from crate_dsl.compiler.emit import emit
+from crate_dsl.compiler.emit import emit, write
 from crate_dsl.compiler.functions import DOMAIN
 from crate_dsl.compiler.operators import Ref
 from tests.export.specs import IMAGES, graph_of, images, text, weights_of
@@ -54,6 +55,14 @@ def test_versions_and_names() -> None:
     assert produced["tokens.position"] == ["tokens"]
     assert produced["logits.linear"] == ["logits"]
     assert produced["encoder.0.compress"] == ["encoder.0.compress:0"]
+
+
+def test_a_file_that_is_written_weight_by_weight_is_the_model(tmp_path: Path) -> None:
+    graph, net = images()
+    model = emit(graph, weights_of(net))
+    write(emit(graph, weights_of(net)), tmp_path / "images.onnx")
+    assert onnx.load(tmp_path / "images.onnx") == model
+    assert (tmp_path / "images.onnx").stat().st_size == model.ByteSize()
 
 
 def test_one_function_for_each_kind_of_step() -> None:
