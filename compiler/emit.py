@@ -243,7 +243,10 @@ class _Types:
 
     def of(self, wanted: TensorType) -> onnx.TypeProto:
         if wanted not in self._known:
-            shape = [self._batch, *(str(dim) if dim.symbol else dim.offset for dim in wanted.shape)]
+            shape: list[str | int | None] = [
+                self._batch,
+                *(str(dim) if dim.symbol else dim.offset for dim in wanted.shape),
+            ]
             if wanted.flat:  # all samples' tokens, one after another: of unknown number, as the batch is
                 shape = [None, *shape[2:]]
             self._known[wanted] = helper.make_tensor_type_proto(ELEMENTS[wanted.kind], shape)
