@@ -233,7 +233,7 @@ def loss(
                 ports = {name: values[value] for name, value in node.ports.items()}
                 if type(node.operator).kind == "objective":
                     step = objective.get_submodule(node.path.removeprefix("objective."))
-                    results = (step(*piped, **ports),)
+                    results: tuple[torch.Tensor, ...] = (step(*piped, **ports),)
                 else:
                     results, _ = call_step(net, node, piped, ports)
                 values |= {Value(node.name, index): result for index, result in enumerate(results)}

@@ -106,7 +106,7 @@ def _half(new: Draft, node: Node, precision: Half) -> Value:
         raise UserError(
             f"`{node.path}` has weights that {precision} cannot hold: up to {np.abs(matrix).max():.1e}"
         )
-    weights = {"matrix": rounded}
+    weights: dict[str, Array] = {"matrix": rounded}
     if "bias" in node.weights:
         weights["bias"] = new.array(node, "bias")
     operator = HalfAffine(dim=matrix.shape[1], bias="bias" in weights, near=near, element=precision)
@@ -122,7 +122,7 @@ def _int8(new: Draft, node: Node, between: Range) -> Value:
     # In float32 from here on, since the file has them so.
     steps = np.where(steps > 0, steps, 1.0).astype(np.float32).astype(np.float64)
     step = float(np.float32(between.step))
-    weights = {
+    weights: dict[str, Array] = {
         "matrix": np.clip(np.round(matrix / steps), -127, 127),
         "step": np.asarray(step),
         "origin": np.asarray(float(between.origin)),

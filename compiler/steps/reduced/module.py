@@ -30,7 +30,8 @@ class Int8Affine(StepModule):
     def forward(self, z: Tensor) -> Tensor:
         quantised = torch.round(z / self.step + self.origin).clamp(0, 255) - self.origin
         scale = self.step * self.steps
-        bias = self.bias * scale if hasattr(self, "bias") else None
+        bias: Tensor | None = getattr(self, "bias", None)
+        bias = None if bias is None else bias * scale
         return _completed(self, z, quantised @ self.matrix * scale, bias)
 
 
