@@ -24,6 +24,7 @@ from crate_dsl.compiler.operators import (
     TiedInverse,
 )
 from crate_dsl.compiler.steps.norm.operator import NoNorm, RmsNorm
+from crate_dsl.compiler.steps.sparsify.module import MANY
 from crate_dsl.compiler.steps.sparsify.operator import (
     Densify,
     Leaky,
@@ -117,6 +118,32 @@ def test_densify_and_its_onnx_are_the_formula(variant: str, batch: int) -> None:
     scale = max(1.0, float(wanted.abs().max()))
     assert np.abs(exported - wanted.numpy()).max() < 2 * SINGLE * scale
     assert (item.module(y, **given) - wanted).abs().max() < 2 * SINGLE * scale
+
+
+@pytest.mark.parametrize("step_size", [Learned(0.1), Learned(0.1, (D,))])
+def test_one_product_for_many_tokens_has_the_gradients_of_two(step_size: Learned) -> None:
+    """D' - D'D formed once: values and gradients of tokens, dictionary, step and penalty, in float64."""
+    item = perturbed(Densify(**RAW, step=step_size, penalty=Learned(0.1)))
+    module = item.module.double()
+    y = torch.randn(3, N, D, dtype=torch.double, requires_grad=True)
+    cotangent = torch.randn(3, N, D, dtype=torch.double)
+    # Sample by sample there are too few tokens for one product.
+    assert N < MANY * D <= 3 * N
+    one, two = module(y), torch.cat([module(sample[None]) for sample in y])
+    of = [y, *module.parameters()]
+    gradients = (torch.autograd.grad(out, of, cotangent) for out in (one, two))
+    for a, b in zip([one.detach(), *next(gradients)], [two.detach(), *next(gradients)], strict=True):
+        assert (a - b).abs().max() < EXACT * max(1.0, float(b.abs().max()))
+
+
+def test_sweeps_share_one_matrix() -> None:
+    """Two sweeps of a sample have tokens enough between them, and D' - D'D is formed once for both."""
+    item = perturbed(Densify(**RAW, repeats=2))
+    y = torch.randn(1, N, D)
+    assert N < MANY * D <= 2 * N
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        item.module(y)
+    assert sum(event.count for event in profile.key_averages() if event.key == "aten::mm") == 3
 
 
 def test_the_published_synthesis_has_the_published_slots() -> None:

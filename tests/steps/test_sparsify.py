@@ -233,6 +233,21 @@ def test_the_trichotomy_is_explained() -> None:
         Sparsify(expand=4, start="zero").infer(TOKENS)
 
 
+def test_an_exported_program_takes_two_products_however_many_tokens_its_example_has() -> None:
+    """A choice by size would be frozen into the program, or refused."""
+    item = perturbed(CRATE)
+    many = torch.randn(3, N, D)
+    assert MANY * D <= 3 * N
+    program = torch.export.export(item.module, (many,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    products = [
+        node for node in program.graph.nodes if "matmul" in str(node.target) or "linear" in str(node.target)
+    ]
+    assert len(products) == 2
+    for batch in (1, 2, 40):
+        z = torch.randn(batch, N, D)
+        assert (program.module()(z) - item.module(z)).abs().max() < SINGLE
+
+
 @pytest.mark.parametrize("variant", ["crate", "crate_alpha"])
 def test_it_compiles_whole_and_exports_with_any_batch(variant: str) -> None:
     item = perturbed(VARIANTS[variant])
