@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 BARS = (
     "published, torch",
     "published, torch.compile",
+    "published, torch.compile bf16",
     "published, onnxruntime",
     "ViT of equal width, onnxruntime",
     "ViT of equal parameters, onnxruntime",
@@ -26,31 +27,31 @@ BARS = (
     "crate-dsl, OpenVINO bf16",
 )
 COLOURS = {"published": "#9a9a9a", "ViT": "#b3541e", "crate-dsl": "#1f5fa8"}
-LINES = {
-    "published, torch": ("#555555", "published, torch"),
-    "crate-dsl, onnxruntime": ("#1f5fa8", "crate-dsl, onnxruntime"),
-}
+LINES = {"published, torch": "#555555", "crate-dsl, onnxruntime": "#1f5fa8"}
 
 
 def draw(numbers: Mapping[str, Any], path: Path) -> None:
-    """A panel for each network, a pale bar for the first batch size and a full one for the last; and a panel for
-    growth.
+    """A panel for each network, a pale bar for the first batch size and a full one for the last; and one for growth.
+
+    Parts that were not measured have no panel.
     """
     plt.rcParams.update(
         {"font.size": 8, "svg.hashsalt": "crate-dsl", "axes.spines.top": False, "axes.spines.right": False}
     )
-    networks = numbers["inference"]
+    networks, growth = numbers.get("inference", {}), numbers.get("growth")
+    count = len(networks) + (growth is not None)
     figure, panels = plt.subplots(
-        1, len(networks) + 1, figsize=(2.2 * len(networks) + 4.4, 3.4), layout="constrained"
+        1, count, figsize=(2.2 + 2.2 * count, 3.4), layout="constrained", squeeze=False
     )
-    for place, (axes, (network, found)) in enumerate(zip(panels, networks.items(), strict=False)):
+    for place, (axes, (network, found)) in enumerate(zip(panels[0], networks.items(), strict=False)):
         _bars(axes, found["batches"], labelled=place == 0)
         axes.set_title(network)
-    _growth(panels[-1], numbers["growth"]["tokens"]["sizes"])
-    figure.supxlabel(
-        f"left: times as fast as published in torch; pale batch {_ends(networks)[0]}, full batch {_ends(networks)[1]}",
-        fontsize=8,
-    )
+    if networks:
+        first, last = _ends(networks)
+        title = f"bars: times as fast as published in torch; pale at batch {first}, full at batch {last}"
+        figure.supxlabel(title, fontsize=8)
+    if growth is not None:
+        _growth(panels[0][-1], growth["tokens"]["sizes"])
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
@@ -77,10 +78,17 @@ def _bars(axes: Any, batches: Mapping[str, Any], labelled: bool) -> None:
 
 def _growth(axes: Any, sizes: Mapping[str, Any]) -> None:
     tokens = [int(size) for size in sizes]
-    for name, (colour, label) in LINES.items():
-        milliseconds = [1e3 * row[name]["median"] for row in sizes.values()]
-        axes.loglog(tokens, milliseconds, color=colour, marker="o", ms=3, label=label)
-    axes.set(title="growth, four layers", xlabel="tokens", ylabel="ms, this machine", xticks=tokens)
+    first = next(iter(sizes.values()))["published, torch"]["median"]
+    for name, colour in LINES.items():
+        axes.loglog(
+            tokens,
+            [row[name]["median"] / first for row in sizes.values()],
+            color=colour,
+            marker="o",
+            ms=3,
+            label=name,
+        )
+    axes.set(title="growth", xlabel="tokens", ylabel="time, the first point = 1", xticks=tokens)
     axes.set_xticklabels([f"{size:,}" for size in tokens])
     axes.minorticks_off()
     axes.grid(alpha=0.25)

@@ -72,14 +72,17 @@ def write(numbers: Numbers, page: Path) -> None:
 
 def _algebra(part: Numbers) -> Iterator[Table]:
     forms = list(next(iter(part.values())))
-    rows = [[network, *(f"{flops / 1e9:.3g}" for flops in row.values())] for network, row in part.items()]
+    rows = [
+        [network, *(f"{flops / 1e9:.{2 if flops >= 1e9 else 3}f}" for flops in row.values())]
+        for network, row in part.items()
+    ]
     yield Table("algebra", "GFLOP for one image", ["", *forms], rows)
 
 
 def _inference(part: Numbers) -> Iterator[Table]:
     for network, found in part.items():
         batches = found["batches"]
-        head = ["float32 unless said", *(f"batch {batch}" for batch in batches)]
+        head = ["", *(f"batch {batch}" for batch in batches)]
         head += [*(f"of peak, {batch}" for batch in batches), "error"]
         rows = []
         for name in next(iter(batches.values())):
