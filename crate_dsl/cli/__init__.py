@@ -62,8 +62,11 @@ class Commands(TyperGroup):
             gc.disable()
         single = typer.Typer(**OPTIONS)
         name = f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name
-        command = getattr(import_module(f"crate_dsl.cli.{name}"), name)
-        single.command(cmd_name, help=_help(command))(command)
+        module = import_module(f"crate_dsl.cli.{name}")
+        command = getattr(module, name)
+        # What a module has as `epilog` writes the end of its command's help.
+        epilog = module.epilog() if hasattr(module, "epilog") else None
+        single.command(cmd_name, help=_help(command), epilog=epilog)(command)
         return typer.main.get_command(single)
 
 

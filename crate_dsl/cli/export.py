@@ -7,14 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from crate_dsl.cli.options import Settings, load_and_warn
+from crate_dsl.cli.options import Lower, Settings, load_and_warn, rewrites
 from crate_dsl.language.diagnostics import UserError
+from crate_dsl.show.columns import wrapped
 
 if TYPE_CHECKING:
     from crate_dsl.training.real import Reduction
 
 #: As `compiler.lower.precision` has it, which takes seconds to import.
 Precision = Literal["float32", "float16", "bfloat16", "int8"]
+
+
+def epilog() -> str:
+    """The rewrites that `--lower` names, a line or two for each."""
+    width = max(map(len, rewrites())) + 4
+    lines = [wrapped(does, f"  {name}".ljust(width), " " * width) for name, does in rewrites().items()]
+    return "\b\nRewrites:\n" + "\n".join(lines)
 
 
 def export(
@@ -48,6 +56,7 @@ def export(
             min=0, metavar="N", help="Of an untrained network's weights.  [default: 0]", show_default=False
         ),
     ] = None,
+    lower: Lower = None,
     precision: Annotated[
         Precision | None,
         typer.Option(
@@ -92,6 +101,7 @@ def export(
     """
     if out.suffix != ".onnx":
         raise UserError(f"`{out}` does not end with .onnx", exit_code=2)
+    lower = "all" if lower is None else lower
     if (precision or "float32") == "float32" and (data or images or agreement is not None):
         raise UserError(
             "`--data`, `--images` and `--agreement` say how fewer bits are judged: `--precision` asks for them",
@@ -106,7 +116,7 @@ def export(
             )
         from crate_dsl.training.run import export_run
 
-        proof = export_run(target, out, reduction=_reduction(precision, data, images, agreement))
+        proof = export_run(target, out, lower=lower, reduction=_reduction(precision, data, images, agreement))
     else:
         if weights is not None and seed is not None:
             raise UserError("`--weights` and `--seed` both say what the weights are", exit_code=2)
@@ -135,6 +145,7 @@ def export(
             net,
             out,
             metadata=said,
+            lower=lower,
             precision=asked.precision,
             samples=samples,
             agreement=asked.agreement,
@@ -148,7 +159,8 @@ def _reduction(
     precision: Precision | None, data: str | None, images: int | None, agreement: float | None
 ) -> Reduction:
     """What is asked for, its images read."""
-    from crate_dsl.training.real import AGREEMENT, Reduction
+    from crate_dsl.compiler.judge import AGREEMENT
+    from crate_dsl.training.real import Reduction
     from crate_dsl.training.sources import open_data
 
     return Reduction(

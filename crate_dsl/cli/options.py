@@ -1,8 +1,9 @@
-"""What several commands take: a target, `--set`, `--seed`; and how they are read."""
+"""What several commands take: a target, `--set`, `--lower`; and how they are read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.resources import files
 from typing import Annotated
 
 import typer
@@ -22,6 +23,30 @@ Settings = Annotated[
         help="A parameter of the model, overridden. May be given several times.",
     ),
 ]
+
+
+Lower = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REWRITES",
+        help="Exact rewrites: all, none, some (`fold,norm`) or all but some (`-demand`).  [default: all]",
+        show_default=False,
+    ),
+]
+
+
+def rewrites() -> dict[str, str]:
+    """What each exact rewrite does, by its name: the first paragraph of its file. It is read and not imported, since
+    numpy comes with it.
+    """
+    found = {}
+    for file in (files("crate_dsl.compiler") / "lower").iterdir():
+        if file.name.endswith(".py"):
+            words = " ".join(file.read_text("utf-8").partition("\n\n")[0].strip('"').split())
+            name = file.name.removesuffix(".py")
+            if words.startswith(f"`{name}`: "):
+                found[name] = words.removeprefix(f"`{name}`: ")
+    return dict(sorted(found.items()))
 
 
 def settings(texts: Sequence[str] | None) -> dict[str, Expression]:

@@ -8,24 +8,31 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from crate_dsl.cli.options import Settings, load_and_warn
+from crate_dsl.cli.options import Lower, Settings, load_and_warn
 from crate_dsl.cli.terminal import complain
 from crate_dsl.language.diagnostics import SpecError, UserError
 from crate_dsl.workspace import Target, load_exported
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
     from onnx import ModelProto
 
     from crate_dsl.compiler.graph import ModelGraph
     from crate_dsl.compiler.metadata import Metadata
 
 Format = Literal["table", "json", "mermaid", "svg"]
-Stage = Literal["tree", "graph", "torch", "onnx"]
+Stage = Literal["tree", "graph", "torch", "lowered", "onnx"]
+#: The stages that `--lower` goes with.
+LOWERED: tuple[Stage, ...] = ("torch", "lowered", "onnx")
 #: How each stage can be shown.
 FORMATS: dict[Stage, tuple[Format, ...]] = {
     "tree": ("table", "json"),
     "graph": ("table", "json", "mermaid", "svg"),
     "torch": ("table",),
+    "lowered": ("table", "json"),
     "onnx": ("table",),
 }
 
@@ -41,6 +48,7 @@ def show(
         Stage | None,
         typer.Option(help="Which stage on the way from text to ONNX.  [default: graph]", show_default=False),
     ] = None,
+    lower: Lower = None,
     formulas: Annotated[
         bool, typer.Option("--formulas", help="Each step's formula, source and inverse, too.")
     ] = False,
@@ -54,12 +62,15 @@ def show(
     """Show what a spec computes, or draw it.
 
     The table has its steps with types, token layouts, parameters and operations. An exported file gives its spec
-    back, unless a format or a stage is asked for.
+    back, unless a format or a stage is asked for. What is exported is lowered first, by exact rewrites, which
+    `crate-dsl export --help` names: `--stage lowered` tells what each of them did and saved.
 
     crate-dsl show specs/crate.crate@tiny
     crate-dsl show specs/crate.crate@tiny --formulas
     crate-dsl show specs/vit.crate --format svg -o vit.svg
     crate-dsl show specs/vit.crate --stage torch
+    crate-dsl show runs/first --stage lowered
+    crate-dsl show specs/vit.crate --stage onnx --lower none
     crate-dsl show first.onnx > first.crate
     """
     shown = format or "table"
@@ -70,15 +81,16 @@ def show(
         )
     if formulas and (at, shown) != ("graph", "table"):
         raise UserError("`--formulas` goes with the table of the graph", exit_code=2)
+    if lower is not None and at not in LOWERED:
+        raise UserError(f"`--lower` goes with `--stage {'`, `--stage '.join(LOWERED)}`", exit_code=2)
     if target.endswith(".onnx"):
-        text = _exported(target, set, format, stage, formulas, fold=not all)
+        text = _exported(target, set, format, stage, lower, formulas, fold=not all)
     elif at == "tree":
         text = _tree(target, shown)
     else:
-        graph = _of_run(target, set) or load_and_warn(target, set)
-        text = (
-            _onnx(graph, fold=not all) if at == "onnx" else _graph(graph, shown, at, formulas, fold=not all)
-        )
+        run = _of_run(target, set)
+        graph = run or load_and_warn(target, set)
+        text = _graph(graph, shown, at, lower, formulas, target if run else None, fold=not all)
     if out is None:
         print(text)
     else:
@@ -87,7 +99,18 @@ def show(
         write_text(out, text + "\n")
 
 
-def _graph(graph: ModelGraph, format: Format, stage: Stage, formulas: bool, *, fold: bool) -> str:
+def _graph(
+    graph: ModelGraph,
+    format: Format,
+    stage: Stage,
+    lower: str | None,
+    formulas: bool,
+    run: str | None,
+    *,
+    fold: bool,
+) -> str:
+    if stage in ("lowered", "onnx") or lower is not None:
+        return _lowered(graph, format, stage, "all" if lower is None else lower, run, fold=fold)
     if stage == "torch":
         from crate_dsl.show.torch_text import torch_text
 
@@ -140,17 +163,44 @@ def _of_run(folder: str, set: list[str] | None) -> ModelGraph | None:
     return load(str(path / manifest.target), manifest.overrides())
 
 
-# ------------------------------------------------------------------ ONNX
+# ------------------------------------------------------------------ lowered
 
 
-def _onnx(graph: ModelGraph, *, fold: bool) -> str:
-    """What the export of an untrained network consists of."""
-    import crate_dsl
-    from crate_dsl.compiler.emit import emit
+def _lowered(
+    graph: ModelGraph, format: Format, stage: Stage, lower: str, run: str | None, *, fold: bool
+) -> str:
+    """What lowering makes of a network: with a run's trained weights, or with some where there are none yet."""
+    from crate_dsl.compiler.lower import lower_graph
+    from crate_dsl.show.lowered import as_data, lowered_table, some_weights
+
+    weights = _trained(graph, run) or some_weights(graph)
+    if stage == "onnx":
+        from crate_dsl.compiler.export import lowered_model
+        from crate_dsl.show.onnx_text import onnx_text
+
+        return onnx_text(lowered_model(graph, weights, lower, {}), fold=fold)
+    lowered = lower_graph(graph, weights, lower)
+    if stage == "torch":
+        from crate_dsl.show.torch_text import torch_text
+
+        return torch_text(lowered.graph).rstrip("\n")
+    if format == "json":
+        return json.dumps(as_data(graph, lowered), ensure_ascii=False, indent=1)
+    return lowered_table(graph, lowered, fold=fold)
+
+
+def _trained(graph: ModelGraph, run: str | None) -> Mapping[str, NDArray[np.float32]] | None:
+    """The weights of a run's best epoch; None before there are any."""
+    from crate_dsl.training.run import WEIGHTS, open_run
+
+    if run is None or not (Path(run) / WEIGHTS).is_file():
+        return None
     from crate_dsl.compiler.weights import plain_weights
-    from crate_dsl.show.onnx_text import onnx_text
 
-    return onnx_text(emit(graph, plain_weights(graph, crate_dsl.build(graph))), fold=fold)
+    return plain_weights(graph, open_run(run).net())
+
+
+# ------------------------------------------------------------------ exported files
 
 
 def _exported(
@@ -158,6 +208,7 @@ def _exported(
     set: list[str] | None,
     format: Format | None,
     stage: Stage | None,
+    lower: str | None,
     formulas: bool,
     *,
     fold: bool,
@@ -169,16 +220,22 @@ def _exported(
     model: ModelProto
     model, metadata = read_model(path)
     if stage == "onnx":
+        if lower is not None:
+            help = f"what another choice would give: crate-dsl show {path} --stage lowered --lower {lower}"
+            raise UserError("an exported file shows what is in it", help, exit_code=2)
         from crate_dsl.show.onnx_text import onnx_text
 
         return onnx_text(model, fold=fold)
+    if stage == "lowered" and lower is None:
+        lower = metadata.extra.get("lowered", "none")
     if stage == "tree":
         raise UserError(
             "an exported file has a text and a graph", f"its text: crate-dsl show {path}", exit_code=2
         )
     if stage is None and format is None and not formulas:
         return _texts(path, metadata)
-    return _graph(load_exported(metadata), format or "table", stage or "graph", formulas, fold=fold)
+    graph = load_exported(metadata)
+    return _graph(graph, format or "table", stage or "graph", lower, formulas, None, fold=fold)
 
 
 def _texts(path: str, metadata: Metadata) -> str:

@@ -112,13 +112,17 @@ def open_run(folder: str | Path) -> Run:
     return Run(folder, Manifest.read(folder / MANIFEST))
 
 
-def export_run(folder: str | Path, path: str | Path, *, reduction: Reduction = FLOAT32) -> Proof:
+def export_run(
+    folder: str | Path, path: str | Path, *, lower: str = "all", reduction: Reduction = FLOAT32
+) -> Proof:
     """Export a run's network, proved, with the scaling of its pixels and the names of its classes.
 
-    In fewer bits it is judged by the test images of its own data, or of others.
+    `lower` are the exact rewrites that the file is made with: `all`, `none`, `fold,norm`, `-demand`. In fewer bits it
+    is judged by the test images of its own data, or of others.
 
     Raises:
-        UserError: there is no run, or its weights are damaged; the images do not fit the network.
+        UserError: there is no run, or its weights are damaged; the images do not fit the network; there is no such
+            rewrite.
     """
     run = open_run(folder)
     net = run.net()
@@ -131,6 +135,7 @@ def export_run(folder: str | Path, path: str | Path, *, reduction: Reduction = F
         net,
         path,
         metadata=run.metadata(),
+        lower=lower,
         precision=reduction.precision,
         samples=samples,
         agreement=reduction.agreement,

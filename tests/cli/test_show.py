@@ -276,7 +276,7 @@ def test_the_torch_text_reads_like_the_spec(cli: Cli, small: Path) -> None:
 
 
 def test_the_onnx_of_an_untrained_network(cli: Cli, small: Path) -> None:
-    text = cli("show", small, "--stage", "onnx").out
+    text = cli("show", small, "--stage", "onnx", "--lower", "none").out
     assert "input   image   float[batch, 1, 8, 8]" in text
     assert "encoder.0-1.compress  ×2  compress" in text
     assert all(len(line) <= 80 for line in text.splitlines())
