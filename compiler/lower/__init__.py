@@ -136,7 +136,7 @@ def lower(net: Network, rewrites: str = "all", precision: Precision = "float32")
     lowered = lower_graph(net.graph, plain_weights(net.graph, net), rewrites)
     graph, weights = lowered.graph, lowered.weights
     if precision != "float32":
-        graph, weights = reduced(graph, weights, precision)
+        graph, weights = reduced(graph, weights, precision, attention=True)
     made = build(graph)
     made.load_state_dict({path: torch.from_numpy(array) for path, array in weights.items()})
     for path in stored(graph):

@@ -5,6 +5,7 @@ Unlike the rewrites beside it this one is not exact. What it costs is measured o
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -17,7 +18,7 @@ from onnx import numpy_helper
 
 from crate_dsl.compiler.draft import Array, Draft, rebuild
 from crate_dsl.compiler.graph import ModelGraph, Node, Value
-from crate_dsl.compiler.steps.parts.operator import Affine
+from crate_dsl.compiler.steps.parts.operator import Affine, Attention, Flatten, Take, Unflatten
 from crate_dsl.compiler.steps.reduced.operator import Half, HalfAffine, Int8Affine, ReducedOperator
 from crate_dsl.language.diagnostics import UserError
 
@@ -36,6 +37,10 @@ ELEMENTS = {
 LEAST_SHARE = 0.02
 #: Whole numbers up to here are float32 as well, and so is the bias while the network is rewritten.
 MOST_WHOLE = 2**24
+
+
+#: What leaves tokens as they are, and puts them elsewhere.
+MOVES = (Flatten, Take, Unflatten)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,7 @@ def reduced(
     weights: Mapping[str, NDArray[np.float32]],
     precision: Precision,
     ranges: Mapping[str, Range] = {},
+    attention: bool = False,
 ) -> tuple[ModelGraph, dict[str, NDArray[np.float32]]]:
     """A lowered network with its affine maps in fewer bits. Weights are float32 still, of numbers that have these bits.
 
@@ -76,6 +82,7 @@ def reduced(
         weights: Its arrays by slot path.
         precision: Other than float32.
         ranges: At int8: between what the input of each `worthwhile` map lies, by path (`calibrate`).
+        attention: Whether attention is handed what it attends to in 16 bits, and so has its products in them.
 
     Raises:
         UserError: there is no affine map, since steps were not written out as their parts; or float16 cannot hold one.
@@ -87,18 +94,49 @@ def reduced(
             "--lower all, or any without -parts",
         )
 
+    attended = _attended(draft) if attention else frozenset()
+
     def visit(new: Draft, node: Node) -> Sequence[Value]:
         if not isinstance(node.operator, Affine):
             return new.keep(node)
         if precision == "float16" or precision == "bfloat16":
-            return (_half(new, node, precision),)
+            return (_half(new, node, precision, node.name in attended),)
         return (_int8(new, node, ranges[node.path]),) if node.path in ranges else new.keep(node)
 
     small, arrays = rebuild(draft, visit).graph()
     return small, {slot: array.reshape(small.slots[slot].shape) for slot, array in arrays.items()}
 
 
-def _half(new: Draft, node: Node, precision: Half) -> Value:
+def _attended(draft: Draft) -> frozenset[str]:
+    """The affine maps whose results attention alone reads, and with them nothing else."""
+
+    def source(value: Value) -> Value:
+        """Where tokens come from that have only been put elsewhere."""
+        node = draft.node(value)
+        return source(node.inputs[0]) if node and isinstance(node.operator, MOVES) else value
+
+    readers: dict[Value, list[Node]] = defaultdict(list)
+    for node in draft.nodes:
+        if not isinstance(node.operator, MOVES):
+            for value in (*node.inputs, *node.ports.values()):
+                readers[source(value)].append(node)
+    for value in draft.outputs.values():
+        readers.pop(source(value), None)
+    found = {
+        value
+        for value, nodes in readers.items()
+        if (made := draft.node(value)) is not None
+        and isinstance(made.operator, Affine)
+        and all(isinstance(node.operator, Attention) for node in nodes)
+    }
+    while mixed := {
+        value for value in found for node in readers[value] if not found.issuperset(map(source, node.inputs))
+    }:
+        found -= mixed
+    return frozenset(value.node for value in found)
+
+
+def _half(new: Draft, node: Node, precision: Half, attended: bool) -> Value:
     matrix, near = _apart(new.array(node, "matrix"))
     with np.errstate(over="ignore"):
         rounded = matrix.astype(ELEMENTS[precision]).astype(np.float64)
@@ -109,7 +147,9 @@ def _half(new: Draft, node: Node, precision: Half) -> Value:
     weights: dict[str, Array] = {"matrix": rounded}
     if "bias" in node.weights:
         weights["bias"] = new.array(node, "bias")
-    operator = HalfAffine(dim=matrix.shape[1], bias="bias" in weights, near=near, element=precision)
+    operator = HalfAffine(
+        dim=matrix.shape[1], bias="bias" in weights, near=near, element=precision, attended=attended
+    )
     return new.add(node, "", operator, *node.inputs, weights=weights)
 
 

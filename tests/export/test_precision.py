@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import crate_dsl
 from crate_dsl.cli import main
 from crate_dsl.compiler import judge as judge_module
 from crate_dsl.compiler.emit import emit
-from crate_dsl.compiler.graph import ModelGraph
+from crate_dsl.compiler.graph import ModelGraph, Value
 from crate_dsl.compiler.judge import ReducedProof, Samples, compared
 from crate_dsl.compiler.lower import lower_graph
 from crate_dsl.compiler.lower import precision as precision_module
@@ -334,6 +335,27 @@ def test_a_network_in_sixteen_bits(precision: Precision) -> None:
     assert {weight.dtype for weight in net.parameters()} == {torch.float32}
     with pytest.raises(UserError, match="not in int8"):
         crate_dsl.lower(net, precision="int8")
+
+
+def test_attention_is_handed_one_type() -> None:
+    """Keys that somebody else reads stay in float32, and so do the queries that meet them."""
+    for text, count in (
+        ("y = x -> compress(2, rank = 3) -> attend(2)", 4),
+        ("w = x -> linear(6)  y = x -> attend(2)  output w", 3),
+    ):
+        graph = graph_of(f"model m {{ input x : float[4, 6]  {text}  output y }}")
+        lowered = lower_graph(graph, weights_of(crate_dsl.build(graph, seed=0)))
+        nodes = reduced(lowered.graph, lowered.weights, "bfloat16", attention=True)[0].nodes
+        assert sum(n.operator.attended for n in nodes if isinstance(n.operator, HalfAffine)) == count
+    graph, net = images()
+    lowered = lower_graph(graph, weights_of(net))
+    (first,) = (n for n in lowered.graph.nodes if n.path == "encoder.0.compress.projection")
+    read = replace(lowered.graph, outputs={**lowered.graph.outputs, "w": Value(first.name)})
+    nodes = reduced(read, lowered.weights, "bfloat16", attention=True)[0].nodes
+    assert [n.path for n in nodes if isinstance(n.operator, HalfAffine) and n.operator.attended] == [
+        "encoder.1.compress.projection",
+        "encoder.2.compress.projection",
+    ]
 
 
 # ------------------------------------------------------------------ runs, on real images

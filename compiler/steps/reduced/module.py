@@ -10,13 +10,14 @@ from crate_dsl.compiler.modules import StepModule
 
 
 class HalfAffine(StepModule):
-    """(…, in) -> (…, dim). The product is in the type that the matrix has been given; all sums are in z's."""
+    """(…, in) -> (…, dim). The product is in the type that the matrix has been given, all sums are in float32."""
 
     matrix: Tensor
 
     def forward(self, z: Tensor) -> Tensor:
-        product = F.linear(z.to(self.matrix.dtype), self.matrix.T).to(z.dtype)
-        return _completed(self, z, product, getattr(self, "bias", None))
+        product = F.linear(z.to(self.matrix.dtype), self.matrix.T).float()
+        out = _completed(self, z, product, getattr(self, "bias", None))
+        return out.to(self.matrix.dtype) if self.operator.attended else out
 
 
 class Int8Affine(StepModule):

@@ -42,12 +42,16 @@ class ReducedOperator(Operator):
 
 
 class HalfAffine(ReducedOperator):
-    """z M + b with the matrix, and the product where the machine has one, in 16 bits: (…, in) -> (…, dim)."""
+    """z M + b with the matrix, and the product where the machine has one, in 16 bits: (…, in) -> (…, dim).
+
+    Where the result is `attended` to and nothing else, torch leaves it in 16 bits, as then are attention's products.
+    """
 
     word: ClassVar[str] = "half_affine"
     formula: ClassVar[str] = r"(z +)\, z \hat M + b"
 
     element: Half
+    attended: bool = False
 
     @property
     def stored(self) -> dict[str, str]:
