@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from importlib.resources import files
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import crate_dsl
-from crate_dsl.compiler.contractions import NotCertified
 from crate_dsl.compiler.graph import ModelGraph
 from crate_dsl.compiler.lower import REWRITES
 from crate_dsl.language.diagnostics import SpecError
@@ -35,13 +33,6 @@ STRETCHED = 20
 
 def shipped(target: str) -> ModelGraph:
     return crate_dsl.load(str(FOLDER / target), set=SHIPPED[target])
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> object:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotCertified)
-        yield
 
 
 def test_every_shipped_spec_is_here() -> None:

@@ -8,6 +8,7 @@ from crate_dsl.compiler.draft import Draft
 from crate_dsl.compiler.graph import Node, Value
 from crate_dsl.compiler.operators import Port
 from crate_dsl.compiler.steps.arithmetic.operator import Add, Subtract
+from crate_dsl.compiler.steps.classic.operator import Scale
 from crate_dsl.compiler.steps.compress.operator import Compress, Decompress, SubspaceStep
 from crate_dsl.compiler.steps.norm.parts import normalised
 from crate_dsl.compiler.steps.parts.operator import Attention
@@ -52,7 +53,10 @@ def _branch(d: Draft, node: Node, op: SubspaceStep) -> Value | None:
         # eq. 33: κα (α MSSA(X) - X).
         assert tokens is not None
         mssa = affine(d, node, "out", heads, subspaces * (rate * op.alpha(tokens)))
-        shrunk = affine(d, node, "shrinkage", x, rate * np.eye(subspaces.shape[1]))
+        if np.size(rate) == 1:
+            shrunk = d.add(node, "shrinkage", Scale(factor=float(rate)), x)
+        else:
+            shrunk = affine(d, node, "shrinkage", x, rate * np.eye(subspaces.shape[1]))
         return combine(d, node, "branch", Subtract, mssa, shrunk)
     if op.tied:
         return affine(d, node, "out", heads, subspaces * rate)
