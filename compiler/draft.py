@@ -141,21 +141,19 @@ class Draft:
             types = {name: Port(self.type_of(value)) for name, value in ports.items()}
             operator = operator.model_copy(update=types)
         typing = operator.infer(*map(self.type_of, inputs))
-        own = {
-            name: self.before.weights[given.slot] if isinstance(given, Ref) and self.before else given
-            for name, given in weights.items()
-            if name in typing.slots
+        arrays = {
+            name: self._before(given) if isinstance(given, Ref) else given for name, given in weights.items()
         }
+        own = {name: array for name, array in arrays.items() if name in typing.slots}
         path = self._path(path, operator, typing, own)
         refs = {name: given for name, given in weights.items() if isinstance(given, Ref)}
         refs |= {name: Ref(f"{path}.{name}") for name in own}
-        for name, ref in refs.items():
-            self.weights[ref.slot] = own[name] if name in own else self._borrowed(ref)
+        self.weights |= {ref.slot: arrays[name] for name, ref in refs.items()}
         uses = self._uses[path]
         uses.append(name := path if not uses else f"{path}@{len(uses) + 1}")
         return self._append(Node(name, path, operator, typing, inputs, dict(ports), refs, by.span, by.uses))
 
-    def _borrowed(self, ref: Ref) -> Array:
+    def _before(self, ref: Ref) -> Array:
         assert self.before is not None
         return self.before.weights[ref.slot]
 

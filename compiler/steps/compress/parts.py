@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from crate_dsl.compiler.draft import Draft
+from crate_dsl.compiler.draft import Array, Draft
 from crate_dsl.compiler.graph import Node, Value
 from crate_dsl.compiler.operators import Port
 from crate_dsl.compiler.steps.arithmetic.operator import Add, Subtract
@@ -40,6 +40,7 @@ def _branch(d: Draft, node: Node, op: SubspaceStep) -> Value | None:
     scale = d.number(node, "scale") if "scale" in node.weights else op.softmax_scale
     if np.size(scale) != 1 or scale <= 0:  # ONNX has no attention with such a scale
         return None
+    rate: float | Array
     if op.step is None:
         rate = 0.5 if derived else 1.0
     else:
