@@ -57,7 +57,9 @@ class Step:
             "bool": onnx.TensorProto.BOOL,
         }
         graph_outputs = [
-            helper.make_tensor_value_info(name, kinds[type_.kind], ["B", *[None] * type_.rank])
+            helper.make_tensor_value_info(
+                name, kinds[type_.kind], [None if type_.flat else "B", *[None] * (type_.rank - type_.flat)]
+            )
             for name, type_ in zip(outputs, self.typing.outputs, strict=True)
         ]
         model = helper.make_model(
