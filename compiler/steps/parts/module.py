@@ -55,9 +55,13 @@ class Attention(StepModule):
         self, queries_bnm: Tensor, keys_bmm: Tensor, values_bmm: Tensor, *, mask: Tensor | None = None
     ) -> Tensor:
         op = self.operator
-        heads = [z.unflatten(-1, (op.heads, -1)).transpose(1, 2) for z in (queries_bnm, keys_bmm, values_bmm)]
+        queries_bhnp, keys_bhmp, values_bhmp = (
+            z.unflatten(-1, (op.heads, -1)).transpose(1, 2) for z in (queries_bnm, keys_bmm, values_bmm)
+        )
         out_bhnp = F.scaled_dot_product_attention(
-            *heads,
+            queries_bhnp,
+            keys_bhmp,
+            values_bhmp,
             attn_mask=None if mask is None else mask[:, None, None, :],
             is_causal=op.causal,
             scale=op.scale,
