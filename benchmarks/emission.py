@@ -34,12 +34,7 @@ def emission(network: str, depth: int, variant: str) -> Callable[[], Any]:
         image_bchw = torch.zeros(2, settings["channels"], settings["size"], settings["size"])
         return lambda: exported.program(published, image_bchw).model_proto
     if variant == "crate-dsl, lowered":
-
-        def lowered() -> Any:
-            lower = crate_dsl.lower(net)
-            return emit(lower.graph, plain_weights(lower.graph, lower))
-
-        return lowered
+        return lambda: exported.lowered_model(net)
     return lambda: emit(graph, plain_weights(graph, net))
 
 

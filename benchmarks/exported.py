@@ -1,4 +1,6 @@
-"""The published network as its users export it: torch.onnx.export, with a batch of any size."""
+"""Networks as ONNX models in memory: the published one by torch.onnx.export, with a batch of any size, and ours as
+`crate_dsl.export` writes it, lowered, but without its proof.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,14 @@ import logging
 import warnings
 from pathlib import Path
 
+import onnx
 import torch
 from torch import nn
+
+import crate_dsl
+from crate_dsl.compiler.emit import emit
+from crate_dsl.compiler.export import plain_weights
+from crate_dsl.compiler.network import Network
 
 #: torch's dynamo exporter writes this version and newer.
 OPSET = 20
@@ -46,3 +54,9 @@ def write(net: nn.Module, image_bchw: torch.Tensor, path: Path) -> None:
     """The same as a file, if it is not there yet. The example must not be of batch 1, which would be written down."""
     if not path.exists():
         program(net, image_bchw).save(str(path))
+
+
+def lowered_model(net: Network) -> onnx.ModelProto:
+    """Ours, lowered."""
+    lowered = crate_dsl.lower(net)
+    return emit(lowered.graph, plain_weights(lowered.graph, lowered))

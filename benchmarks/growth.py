@@ -7,14 +7,12 @@ the tokens, everything else grows as they do, so that p rises from 1 towards 2.
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 import crate_dsl
-from benchmarks import networks
+from benchmarks import exported, networks
 from benchmarks.measure import Effort, error, exponent, interleaved, local_exponents, rows
 from benchmarks.published import with_weights_of
 from benchmarks.sessions import onnxruntime_call
@@ -46,10 +44,10 @@ def _compared(graph: Any, settings: dict[str, int], effort: Effort) -> dict[str,
     net = crate_dsl.build(graph, seed=0).eval()
     published = with_weights_of(net, settings).eval()
     image_bchw = torch.randn(1, settings["channels"], settings["size"], settings["size"])
-    with TemporaryDirectory() as folder, torch.no_grad():
-        file = Path(folder) / "grown.onnx"
-        crate_dsl.export(graph, net, file)
-        ours = partial(onnxruntime_call(file), {"image": image_bchw.numpy()})
+    ours = partial(
+        onnxruntime_call(exported.lowered_model(net).SerializeToString()), {"image": image_bchw.numpy()}
+    )
+    with torch.no_grad():
         off = error(ours(), published(image_bchw))
         assert off <= ALLOWED, f"{settings}: onnxruntime is off by {off:.1e}"
         return rows(interleaved({REFERENCE: lambda: published(image_bchw), OURS: ours}, effort), REFERENCE)
