@@ -13,7 +13,7 @@ import numpy as np
 from crate_dsl.compiler.draft import Array, Draft, rebuild
 from crate_dsl.compiler.graph import Node, Value
 from crate_dsl.compiler.steps.compress.operator import Decompress, SubspaceStep
-from crate_dsl.compiler.steps.parts.operator import Shift
+from crate_dsl.compiler.steps.parts.operator import Offset
 from crate_dsl.compiler.steps.position.operator import Position, Positions, Unposition
 from crate_dsl.compiler.steps.position.tables import cubic, sincos_table
 
@@ -28,7 +28,7 @@ def constants(draft: Draft) -> Draft:
             return new.keep(node)
         if isinstance(op, Position | Unposition):
             table = _table(new, node) * (1.0 if isinstance(op, Position) else -1.0)
-            return (new.add(node, "table", Shift(), *node.inputs, weights={"table": table}),)
+            return (new.add(node, "table", Offset(), *node.inputs, weights={"table": table}),)
         if isinstance(op, Decompress) and op.iterations == "certified":
             return new.keep(node)  # its fraction says how many iterations are enough
         if isinstance(op, SubspaceStep) and op.fraction is not None and op.constraint == "none":

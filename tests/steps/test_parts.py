@@ -17,8 +17,8 @@ from crate_dsl.compiler.steps.parts.operator import (
     Attention,
     Flatten,
     Leak,
+    Offset,
     Only,
-    Shift,
     Shrink,
     Standardise,
     Take,
@@ -169,8 +169,8 @@ def test_masked_attention(queries: int) -> None:
 # ------------------------------------------------------------------ places
 
 
-def test_shift() -> None:
-    item = step(Shift(), TOKENS)
+def test_offset() -> None:
+    item = step(Offset(), TOKENS)
     z = numbers(BATCH, COUNT, WIDTH)
     held(item, z + weight(item, "table"), z)
 

@@ -39,7 +39,7 @@ class Shrink(StepModule):
         return F.softshrink(z, self.operator.threshold)
 
 
-class Shift(StepModule):
+class Offset(StepModule):
     """(B, N, d) -> (B, N, d)."""
 
     table: Tensor

@@ -12,8 +12,8 @@ from crate_dsl.compiler.steps.parts.operator import (
     Attention,
     Flatten,
     Leak,
+    Offset,
     Only,
-    Shift,
     Shrink,
     Standardise,
     Take,
@@ -44,7 +44,7 @@ def shrink(b: Body, op: Shrink, typing: Typing, z: str) -> str:
     return b("Shrink", z, lambd=op.threshold, bias=op.threshold)
 
 
-def shift(b: Body, op: Shift, typing: Typing, z_bnd: str, *, table: str) -> str:
+def offset(b: Body, op: Offset, typing: Typing, z_bnd: str, *, table: str) -> str:
     return b("Add", z_bnd, table)
 
 

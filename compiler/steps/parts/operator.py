@@ -88,10 +88,10 @@ class Shrink(_Tokenwise):
         return Typing((value,), flops=2 * value.elements)
 
 
-class Shift(_Part):
+class Offset(_Part):
     """A fixed vector for each place, added: (N, d) -> (N, d)."""
 
-    word: ClassVar[str] = "shift"
+    word: ClassVar[str] = "offset"
     formula: ClassVar[str] = "z_i + t_i"
 
     def infer(self, *inputs: TensorType) -> Typing:
