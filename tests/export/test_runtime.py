@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def test_by_name_and_by_position(image_session: Session) -> None:
         np.testing.assert_allclose(result["logits"], expected, atol=FLOAT32)
     assert image_session.provider == "cpu"
     assert image_session.outputs == ("logits",) and list(image_session.inputs) == ["image"]
-    assert image_session.metadata.extra == {"scaling": '{"mean": 0.5}'}
+    assert image_session.metadata.extra["scaling"] == '{"mean": 0.5}'
 
 
 def test_several_inputs_and_outputs(text_session: Session) -> None:
@@ -167,6 +168,49 @@ def test_cuda_computes_the_same(exported: Path) -> None:
     expected = images()[1](torch.from_numpy(IMAGE)).detach().numpy()
     # TF32 keeps ten bits of each factor.
     np.testing.assert_allclose(session(IMAGE)["logits"], expected, atol=1e-2)
+    larger = np.concatenate([IMAGE, IMAGE[::-1], IMAGE])
+    np.testing.assert_allclose(session(larger)["logits"][:2], expected, atol=1e-2)
+
+
+def test_bound_inputs_and_outputs_are_those_of_a_plain_run(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU is fed by, here on the CPU: all kinds, sizes that change, arrays that are not contiguous."""
+    session = open_session(exported / "text.onnx", provider="cpu")
+    calls = [(IDS, KEPT, NOISE), (IDS[:2], KEPT[:2], NOISE[:2]), (IDS[:, ::2], KEPT[:, ::2], NOISE[:, ::2])]
+    plain = [session(*arrays) for arrays in calls]
+    monkeypatch.setattr(Session, "provider", "cuda")
+    bound = [session(*arrays) for arrays in calls]
+    for one, other in zip(plain, bound, strict=True):
+        assert list(one) == list(other) == list(session.outputs)
+        for name, array in one.items():
+            np.testing.assert_array_equal(array, other[name])
+    # What was given out stays as it was.
+    np.testing.assert_array_equal(bound[0]["logits"], plain[0]["logits"])
+
+
+def test_the_callers_arithmetic_stays_as_it_is(exported: Path) -> None:
+    """Making the first session of a process, onnxruntime lets that thread take the smallest numbers for zero."""
+    code = (
+        "import numpy as np; from crate_dsl.compiler.runtime import open_session\n"
+        f"session = open_session({str(exported / 'text.onnx')!r}, provider='cpu')\n"
+        "session([[1, 2]], [[True, True]])\n"
+        "assert (np.full(4, 1e-40, np.float32) * np.float32(0.5) > 0).all()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_threads_do_not_spin_after_a_run(exported: Path) -> None:
+    """A session uses no processor time while nothing is asked of it: threads left alone spin for 25 ms."""
+    session = open_session(exported / "images.onnx", provider="cpu")
+    many = np.repeat(IMAGE, 500, axis=0)
+    spun = []
+    for _ in range(5):
+        session(many)
+        before = time.process_time()
+        time.sleep(0.05)
+        spun.append(time.process_time() - before)
+    assert min(spun) < 5e-3
 
 
 class _Part:
