@@ -42,7 +42,7 @@ check: setup ## lint, format, types, import contracts, and every spec
 	cd $(INSTALLED) && ../../$(BIN)/lint-imports --config ../../pyproject.toml --cache-dir ../../.import_linter_cache
 	for spec in specs/*.crate; do $(BIN)/crate-dsl check "$$spec" || exit 1; done
 
-bench: $(BENCH) ## how fast it is: every benchmark, the numbers, the chart, the tables (a quarter of an hour)
+bench: $(BENCH) ## how fast it is: every benchmark, the numbers, the chart, the tables (a quarter of an hour on two cores)
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
 # What is compared with: torch.onnx.export's own packages, and OpenVINO (60 MB).

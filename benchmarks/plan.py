@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks import inference, training
@@ -11,14 +11,14 @@ from benchmarks import inference, training
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole of it, as it stands; `some` narrows it, `QUICK` is the smallest."""
+    """The whole of it, as it stands; `QUICK` is the smallest."""
 
-    #: Inference, by network: in how many processes.
-    networks: Mapping[str, int] = field(default_factory=lambda: {"base": 3, "tiny": 1, "micro": 3})
+    #: Inference and training: in how many processes, of which the median is told.
+    processes: int = 1
+    networks: tuple[str, ...] = ("base", "tiny", "micro")
     batches: tuple[int, ...] = (1, 8)
     compiled: tuple[str, ...] = tuple(inference.COMPILED)
     trained: str = "tiny"
-    trained_processes: int = 3
     trained_batches: tuple[int, ...] = (8, 32)
     trained_variants: tuple[str, ...] = tuple(training.VARIANTS)
     emitted: str = "tiny"
@@ -41,22 +41,13 @@ class Plan:
         }
     )
 
-    def some(self, networks: Sequence[str] | None, processes: int | None) -> Plan:
-        """Some of the networks alone, or another number of processes for all that has several."""
-        return replace(
-            self,
-            networks={name: processes or self.networks[name] for name in networks or self.networks},
-            trained_processes=processes or self.trained_processes,
-        )
-
 
 #: Everything once, at the smallest sizes: it shows that everything runs, and nothing else.
 QUICK = Plan(
-    networks={"least": 1},
+    networks=("least",),
     batches=(2,),
     compiled=("crate-dsl, torch.compile bf16",),
     trained="least",
-    trained_processes=1,
     trained_batches=(2,),
     trained_variants=(training.REFERENCE, "crate-dsl, bf16, compiled"),
     emitted="least",

@@ -52,11 +52,11 @@ def inferred(plan: Plan) -> Measured:
     """By network: the peak, what was left out, and rows by batch."""
     found: Measured = {}
     with TemporaryDirectory() as folder:
-        for network, processes in plan.networks.items():
+        for network in plan.networks:
             arguments = (network, plan.batches, plan.effort["inference"], folder, plan.compiled)
-            parts = [fresh(inference.measured, *arguments) for _ in range(processes)]
+            parts = [fresh(inference.measured, *arguments) for _ in range(plan.processes)]
             found[network] = {
-                "processes": processes,
+                "processes": plan.processes,
                 "peak": {kind: median(part["peak"][kind] for part in parts) for kind in parts[0]["peak"]},
                 "left_out": parts[0]["left_out"],
                 "batches": {
@@ -69,10 +69,10 @@ def inferred(plan: Plan) -> Measured:
 
 def trained(plan: Plan) -> Measured:
     """Rows by batch, with the MiB of each variant."""
-    found: Measured = {"network": plan.trained, "processes": plan.trained_processes, "batches": {}}
+    found: Measured = {"network": plan.trained, "processes": plan.processes, "batches": {}}
     for batch in plan.trained_batches:
         arguments = (plan.trained, batch, plan.effort["training"], plan.trained_variants)
-        table = over_processes([fresh(training.measured, *arguments) for _ in range(plan.trained_processes)])
+        table = over_processes([fresh(training.measured, *arguments) for _ in range(plan.processes)])
         for name, row in table.items():
             row |= fresh(training.memory, plan.trained, name, batch)
         found["batches"][str(batch)] = table
@@ -120,12 +120,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--draw", action="store_true")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--networks", nargs="+", choices=Plan().networks)
-    parser.add_argument("--processes", type=int)
+    parser.add_argument("--networks", nargs="+", choices=Plan.networks, default=Plan.networks)
+    parser.add_argument("--processes", type=int, default=Plan.processes)
     given = parser.parse_args(arguments)
     numbers: Measured = json.loads(NUMBERS.read_text()) if NUMBERS.exists() and not given.quick else {}
     if not given.draw:
-        plan = QUICK if given.quick else Plan().some(given.networks, given.processes)
+        plan = QUICK if given.quick else Plan(given.processes, tuple(given.networks))
         measure(plan, [name for name in PARTS if name in given.only], numbers)
     if given.quick:
         return

@@ -64,7 +64,7 @@ def test_every_weight_has_its_counterpart() -> None:
     assert sorted(found.values()) == sorted(graph.slots)
 
 
-@pytest.mark.parametrize("name", Plan().networks)
+@pytest.mark.parametrize("name", Plan.networks)
 def test_vits_are_of_equal_width_and_of_about_equal_parameters(name: str) -> None:
     graph = networks.crate(name)
     wide, alike = networks.vit_of_equal_width(name), networks.vit_of_equal_parameters(name)
