@@ -16,6 +16,7 @@ from crate_dsl.compiler import prove as prove_module
 from crate_dsl.compiler.build import build
 from crate_dsl.compiler.export import export
 from crate_dsl.compiler.functions import Body
+from crate_dsl.compiler.lower import REWRITES
 from crate_dsl.compiler.operators import Typing
 from crate_dsl.compiler.prove import Case, Proof, ProofError, cases, drawn_inputs, measure, perturb
 from crate_dsl.compiler.runtime import ONNXRUNTIME_ERRORS, open_session, read_metadata
@@ -40,7 +41,7 @@ def test_a_proved_file(tmp_path: Path) -> None:
     stored = read_metadata(tmp_path / "images.onnx")
     assert stored.proof is not None
     assert stored.proof == json.loads(json.dumps(proof.as_data()))
-    assert stored.extra == {"scaling": "none"}
+    assert stored.extra == {"scaling": "none", "lowered": ",".join(REWRITES)}
     onnx.checker.check_model(str(tmp_path / "images.onnx"), full_check=True)
 
 
