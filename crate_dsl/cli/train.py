@@ -41,6 +41,10 @@ def train(
         Literal["32", "bf16", "16"] | None,
         typer.Option(help="Of the arithmetic; weights stay in 32 bits.  [default: 32]", show_default=False),
     ] = None,
+    compile: Annotated[
+        bool,
+        typer.Option("--compile", help="Compile the objective: a slow first step, faster ones after it."),
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in the folder, from its last whole epoch.")
     ] = False,
@@ -72,6 +76,7 @@ def train(
 
     crate-dsl train specs/crate.crate@fashion --data mnist5k --out runs/first
     crate-dsl train specs/crate.crate@fashion --data digits --out runs/2 --lr 1e-3
+    crate-dsl train specs/crate.crate@tiny --data folder:pictures --out runs/3 --precision bf16 --compile
     crate-dsl train --resume --out runs/first
     """
     entries = {
@@ -85,7 +90,7 @@ def train(
             missing = "TARGET" if target is None else "--data"
             help = "crate-dsl train TARGET --data SOURCE --out RUN"
             raise UserError(f"{missing} is missing: what to train, and on what", help, exit_code=2)
-        if target or data or set or recipe or (limit, seed, precision) != (None, None, None):
+        if target or data or set or recipe or compile or (limit, seed, precision) != (None, None, None):
             raise UserError(
                 "a run goes on as it began: give --resume and --out alone, or all that was given then",
                 exit_code=2,
@@ -106,6 +111,7 @@ def train(
             seed=seed or 0,
             device=device,
             precision=precision or "32",
+            compile=compile,
             resume=resume,
             limit=limit,
         )

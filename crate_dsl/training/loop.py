@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import LightningModule  # noqa: TID253 - this module is imported inside the function that needs it
 from lightning.pytorch.plugins.io import CheckpointIO  # noqa: TID253
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 
 from crate_dsl.compiler.network import ObjectiveBase
@@ -106,6 +107,16 @@ class Training(LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         self.objective.net.constrain_()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Bound the gradient's norm. Lightning's own refuses fused optimisers in bf16, which need no scaling."""
+        if gradient_clip_val is not None:
+            clip_grad_norm_(self.parameters(), gradient_clip_val)
 
     def _look(self) -> None:
         """Stop where a loss is no number.

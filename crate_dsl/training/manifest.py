@@ -102,6 +102,7 @@ class Manifest(BaseModel):
     scaling: ScalingEntry
     seed: int
     precision: Precision
+    compiled: bool = False
     parameters: int
     versions: dict[str, str]
 
@@ -158,6 +159,7 @@ def manifest_of(
     limit: int | None,
     seed: int,
     precision: Precision,
+    compiled: bool,
 ) -> Manifest:
     """What a run that is about to begin will be."""
     return Manifest(
@@ -173,6 +175,7 @@ def manifest_of(
         scaling=ScalingEntry(input=image, mean=data.scaling.mean, std=data.scaling.std),
         seed=seed,
         precision=precision,
+        compiled=compiled,
         parameters=graph.parameters,
         versions={
             "crate_dsl": crate_dsl.__version__,
@@ -189,7 +192,7 @@ def spec_texts(graph: ModelGraph) -> dict[str, str]:
 
 def differences(old: Manifest, new: Manifest) -> list[str]:
     """What is asked for now and was not asked for when the run began, a sentence each."""
-    names = ("model", "variant", "data", "limit", "seed", "precision")
+    names = ("model", "variant", "data", "limit", "seed", "precision", "compiled")
     found = [
         f"{name} was {getattr(old, name)}, now it is {getattr(new, name)}"
         for name in names

@@ -43,6 +43,11 @@ class Display:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        if self.console is not None:
+            self._bar.console.print(text, highlight=False)
+
     def begin(self, epoch: int) -> None:
         """An epoch begins, counted from 1."""
         if self._task is not None:

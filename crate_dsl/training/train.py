@@ -15,6 +15,7 @@ from crate_dsl.compiler.graph import ModelGraph
 from crate_dsl.compiler.weights import load_weights
 from crate_dsl.language.diagnostics import UserError
 from crate_dsl.training.batches import Batches, Held, Scores, measure
+from crate_dsl.training.compiled import compile_
 from crate_dsl.training.data import Data
 from crate_dsl.training.feed import Feed, check_fits
 from crate_dsl.training.files import write_json, write_text
@@ -52,6 +53,7 @@ def train(
     seed: int = 0,
     device: str = "auto",
     precision: str = "32",
+    compile: bool = False,
     resume: bool = False,
     limit: int | None = None,
     progress: bool = True,
@@ -68,6 +70,7 @@ def train(
         seed: of initial weights, of the order of images, of everything random.
         device: auto, cpu or cuda.
         precision: 32; or bf16 or 16, which keep the weights in 32 bits.
+        compile: compile the objective by torch.compile: minutes for the first step, and less for all others.
         resume: go on from the last whole epoch. On a CPU the result is, bit for bit, that of a run never cut off.
         limit: train on at most this many images, of all classes in proportion.
         progress: show a bar (on a terminal) and a line for each epoch.
@@ -94,7 +97,14 @@ def train(
     if in_force.patience is not None and not len(images.validation):
         raise UserError(f"`patience` needs validation images, and {data} is too small to hold some back")
     wanted = manifest_of(
-        graph, images, feed.image, in_force, limit=limit, seed=seed, precision=cast(Precision, precision)
+        graph,
+        images,
+        feed.image,
+        in_force,
+        limit=limit,
+        seed=seed,
+        precision=cast(Precision, precision),
+        compiled=compile,
     )
     if resume:
         run = _resumed(out, wanted, spec_texts(graph))
@@ -219,6 +229,9 @@ def _continue(
         if not journal.finished:
             from crate_dsl.training.loop import Training
 
+            if manifest.compiled:
+                compile_(objective)
+                display.say("the first step is compiled, which takes a while")
             training = Training(
                 objective, recipe, batches, display, measured, keep, fused=manifest.precision != "16"
             )
