@@ -76,7 +76,7 @@ def train(
 
     crate-dsl train specs/crate.crate@fashion --data mnist5k --out runs/first
     crate-dsl train specs/crate.crate@fashion --data digits --out runs/2 --lr 1e-3
-    crate-dsl train specs/crate.crate@tiny --data folder:photos -o runs/3 --compile
+    crate-dsl train specs/crate.crate@tiny --data folder:mine -o runs/3 --compile
     crate-dsl train --resume --out runs/first
     """
     entries = {
