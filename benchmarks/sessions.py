@@ -13,25 +13,16 @@ import onnx.inliner
 import onnxruntime
 from numpy.typing import NDArray
 
-#: Threads spin while a run lasts, since waking one takes longer than a small product, and sleep after it. Everything
-#: else is onnxruntime's default: all optimisations, a thread a core. (Numbers so small that they are denormal are
-#: computed as they are; `session.set_denormal_as_zero` would be faster where there are any.)
-OPTIONS = {"session.intra_op.allow_spinning": "1", "session.force_spinning_stop": "1"}
-#: onnxruntime's own level of messages: what matters is raised.
-FATAL = 4
+from crate_dsl.compiler.runtime import options
 
 #: A batch's arrays by input name -> the first output.
 Call = Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]
 
 
 def onnxruntime_call(model: Path | bytes) -> Call:
-    """A file, or its bytes, in onnxruntime on the CPU."""
-    chosen = onnxruntime.SessionOptions()
-    chosen.log_severity_level = FATAL
-    for name, value in OPTIONS.items():
-        chosen.add_session_config_entry(name, value)
+    """A file, or its bytes, in onnxruntime on the CPU, with the options that `open_session` runs with."""
     given = model if isinstance(model, bytes) else str(model)
-    session = onnxruntime.InferenceSession(given, chosen, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(given, options(), providers=["CPUExecutionProvider"])
     names = [session.get_outputs()[0].name]
     return lambda feeds: session.run(names, feeds)[0]
 

@@ -74,11 +74,11 @@ FATAL = 4
 
 #: How the threads of a session spend their time, by onnxruntime's names.
 THREADS = {
-    # Threads that sleep whenever a step leaves them nothing to do cost up to a fifth of the time at batch 1. Threads
-    # that spin on after a run starve what else shares the cores: a torch product took twice as long right after one.
-    # So they spin while a run is under way, and stop with it.
+    # Threads that sleep whenever a step leaves them nothing to do cost up to a third of the time where steps are short;
+    # so do threads that are stopped with each run, and have to be woken for the next. Threads that spin on for long
+    # starve what else shares the cores. So they spin for a millisecond, and then sleep.
     "session.intra_op.allow_spinning": "1",
-    "session.force_spinning_stop": "1",
+    "session.intra_op.spin_duration_us": "1000",
     # Attention that is sure of itself is full of numbers below 1e-38, and products of those take ten times as long.
     "session.set_denormal_as_zero": "1",
 }
