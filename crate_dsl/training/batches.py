@@ -1,4 +1,4 @@
-"""Images on their way into a network: the whole part in memory, scaled batch by batch.
+"""Images on their way into a network: the whole part in memory, on the GPU where it fits, scaled batch by batch.
 
 Axes: n images of a part, b of a batch, c channels, h rows, w columns.
 """
@@ -19,6 +19,8 @@ from crate_dsl.training.feed import Feed
 
 #: Images in a batch where nothing is trained.
 MEASURING_BATCH = 500
+#: The share of a GPU's free memory that images may take; the rest is the network's.
+SHARE = 0.25
 #: Declared draws of a measurement come from this seed, so that epochs can be compared.
 MEASURING_SEED = 0
 
@@ -28,13 +30,25 @@ def stream(seed: int, epoch: int, use: int) -> int:
     return int(np.random.SeedSequence((seed, epoch, use)).generate_state(1, np.uint64)[0])
 
 
+def fits(bytes: int, device: torch.device) -> bool:
+    """Whether images of that size may lie on the device all the time."""
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return bytes <= SHARE * free
+
+
 class Held:
-    """A part as tensors on a device."""
+    """A part as tensors, and its batches on a device.
+
+    The part lies on the device itself, or in the host's memory where it would leave a GPU too little for the network.
+    """
 
     def __init__(self, part: Part, scaling: Scaling, feed: Feed, device: torch.device) -> None:
         self.feed = feed
-        self.images_nchw = torch.from_numpy(part.images_nchw).to(device)
-        self.labels_n = None if part.labels_n is None else torch.from_numpy(part.labels_n).to(device)
+        lies = device if fits(part.images_nchw.nbytes, device) else torch.device("cpu")
+        self.images_nchw = torch.from_numpy(part.images_nchw).to(lies)
+        self.labels_n = None if part.labels_n is None else torch.from_numpy(part.labels_n).to(lies)
         # (pixel / 255 - mean) / std as one multiplication and one addition.
         mean_c11, std_c11 = (
             torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (scaling.mean, scaling.std)
@@ -42,18 +56,29 @@ class Held:
         white = 255.0 if self.images_nchw.dtype == torch.uint8 else 1.0
         self._factor_c11 = (1 / (white * std_c11)).float().to(device)
         self._offset_c11 = (-mean_c11 / std_c11).float().to(device)
+        self.device = self._offset_c11.device
 
     def __len__(self) -> int:
         return len(self.images_nchw)
 
     def batch(self, chosen_b: Tensor | slice) -> dict[str, Tensor]:
         """Scaled images and their labels, by the names of the spec's inputs and targets."""
-        image_bchw = torch.addcmul(self._offset_c11, self.images_nchw[chosen_b].float(), self._factor_c11)
+        image_bchw = torch.addcmul(
+            self._offset_c11, self._taken(self.images_nchw, chosen_b).float(), self._factor_c11
+        )
         found = {self.feed.image: image_bchw}
         for name in self.feed.labels:
             assert self.labels_n is not None  # check_fits saw to it
-            found[name] = self.labels_n[chosen_b]
+            found[name] = self._taken(self.labels_n, chosen_b)
         return found
+
+    def _taken(self, whole_n: Tensor, chosen_b: Tensor | slice) -> Tensor:
+        """Some of what is held, on the device, as it is held: pixels travel as bytes."""
+        if whole_n.device == self.device:
+            return whole_n[chosen_b]
+        # From pinned memory the GPU fetches a batch by itself, and the next one is put together meanwhile. torch keeps
+        # pinned memory from being used again before it has been fetched.
+        return whole_n[chosen_b].pin_memory().to(self.device, non_blocking=True)
 
 
 class Batches:
@@ -95,7 +120,7 @@ def measure(graph: ModelGraph, net: nn.Module, objective: nn.Module | None, held
     predictions: list[Tensor] = []
     for module in filter(None, (net, objective)):
         module.eval()
-    device = held.images_nchw.device
+    device = held.device
     with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(MEASURING_SEED)
         for start in range(0, len(held), MEASURING_BATCH):
@@ -109,7 +134,7 @@ def measure(graph: ModelGraph, net: nn.Module, objective: nn.Module | None, held
     chosen_n = torch.cat(predictions) if predictions else None
     accuracy = None
     if chosen_n is not None and held.labels_n is not None:
-        accuracy = float((chosen_n == held.labels_n).double().mean())
+        accuracy = float((chosen_n == held.labels_n.to(device)).double().mean())
     loss = sum(loss * count for loss, count in losses) / len(held) if losses else None
     return Scores(len(held), loss, accuracy, None if chosen_n is None else chosen_n.cpu().numpy())
 
