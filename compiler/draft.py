@@ -23,8 +23,8 @@ Array = NDArray[np.floating[Any]]
 class Draft:
     """The exported part of a network. A rewrite reads one draft and writes another (`rebuild`).
 
-    `weights` are arrays by slot path; computed ones are float64 until the end. While a draft is written, `before` is
-    the one that is read, and `moved` says what became of its values.
+    `weights` are float32 arrays by slot path; rewrites compute new ones in float64. While a draft is written, `before`
+    is the one that is read, and `moved` says what became of its values.
     """
 
     source: ModelGraph
@@ -142,7 +142,8 @@ class Draft:
             operator = operator.model_copy(update=types)
         typing = operator.infer(*map(self.type_of, inputs))
         arrays = {
-            name: self._before(given) if isinstance(given, Ref) else given for name, given in weights.items()
+            name: self._before(given) if isinstance(given, Ref) else np.asarray(given, np.float32)
+            for name, given in weights.items()
         }
         own = {name: array for name, array in arrays.items() if name in typing.slots}
         path = self._path(path, operator, typing, own)
