@@ -15,7 +15,7 @@ from crate_dsl.compiler.graph import ModelGraph
 from crate_dsl.compiler.weights import load_weights
 from crate_dsl.language.diagnostics import UserError
 from crate_dsl.training.batches import Batches, Held, Scores, measure
-from crate_dsl.training.compiled import compile_
+from crate_dsl.training.compiled import check_compiler, compile_
 from crate_dsl.training.data import Data
 from crate_dsl.training.feed import Feed, check_fits
 from crate_dsl.training.files import write_json, write_text
@@ -90,6 +90,8 @@ def train(
     on = chosen_device(device)
     if not resume:
         _check_free(out)
+    if compile:
+        check_compiler(on)
     images = open_data(data)
     if limit is not None:
         images = images.limited(limit)
@@ -125,9 +127,10 @@ def resume(
     graph, images = run.graph(), run.data()
     if images.fingerprint != run.manifest.fingerprint:
         raise UserError(f"the images or labels of {images.text} are others than when {out} began")
-    return _continue(
-        run, graph, images, check_fits(graph, images), chosen_device(device), _shown(progress, console)
-    )
+    on = chosen_device(device)
+    if run.manifest.compiled:
+        check_compiler(on)
+    return _continue(run, graph, images, check_fits(graph, images), on, _shown(progress, console))
 
 
 def chosen_device(device: str) -> torch.device:
@@ -211,11 +214,12 @@ def _continue(
     scaling = manifest.scaling.scaling
     net = crate_dsl.build(graph, seed=manifest.seed).to(device)
     objective = crate_dsl.Objective(net)
+    scored = crate_dsl.Objective(net)  # never compiled: its batches are of other sizes, and few
     validation = Held(data.validation, scaling, feed, device) if len(data.validation) else None
     batches = Batches(Held(data.train, scaling, feed, device), recipe.batch, manifest.seed)
 
     def measured() -> Scores | None:
-        return measure(graph, net, objective, validation) if validation else None
+        return measure(graph, net, scored, validation) if validation else None
 
     def keep(training: Training, best: bool) -> None:
         # The checkpoint comes after the weights: a run cut off in between does this epoch again, to the same end.
@@ -242,7 +246,7 @@ def _continue(
         best = journal.best
         assert best is not None
         load_weights(net, run.folder / WEIGHTS)
-        scores = measure(graph, net, objective, Held(data.test, scaling, feed, device))
+        scores = measure(graph, net, scored, Held(data.test, scaling, feed, device))
         found = {
             "images": scores.images,
             "accuracy": scores.accuracy,

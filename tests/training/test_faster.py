@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 
 from crate_dsl.language.diagnostics import UserError
-from crate_dsl.training import compiled
 from crate_dsl.training.train import resume, train
 from tests.training.test_train import TINY, rows, same_weights
 
@@ -51,9 +50,8 @@ def test_bf16_with_a_bound_on_the_gradient_resumes_bit_for_bit(
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 def test_compiled_training(precision: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    # Without dropout: compiled code draws other random numbers.
+    # With dropout: a compiled step draws what another does.
     asked = {
-        "set": {"dropped": 0},
         "precision": precision,
         "limit": 150,
         "recipe": {"epochs": 2, "batch": 64},
@@ -69,13 +67,28 @@ def test_compiled_training(precision: str, monkeypatch: pytest.MonkeyPatch, tmp_
         assert float(row["train_loss"]) == pytest.approx(float(other["train_loss"]), rel=tolerance)
 
 
-def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._inductor import cpp_builder
-    from torch._inductor.exc import InvalidCxxCompiler
+def test_an_objective_is_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Not for evaluation, not for a last batch, not for each epoch."""
+    graphs = []
 
-    def none() -> str:
-        raise InvalidCxxCompiler
+    def compile_(objective: torch.nn.Module) -> None:
+        def counted(graph: torch.fx.GraphModule, example: object) -> object:
+            graphs.append(graph)
+            return graph
 
-    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
-    with pytest.raises(UserError, match="needs a C\\+\\+ compiler"):
-        compiled.compile_(torch.nn.Identity())
+        objective.compile(dynamic=False, fullgraph=True, backend=counted)
+
+    monkeypatch.setattr("crate_dsl.training.train.compile_", compile_)
+    train(TINY, "digits", tmp_path / "run", compile=True, limit=150, recipe={"epochs": 3}, progress=False)
+    assert len(graphs) == 1
+
+
+def test_without_a_compiler(tmp_path: Path) -> None:
+    from torch import _dynamo
+    from torch._inductor import config
+
+    _dynamo.reset()  # what was compiled before stays usable
+    said = r"`--compile` cannot be used here: .*no-such-compiler"
+    with config.patch({"cpp.cxx": (None, "no-such-compiler")}), pytest.raises(UserError, match=said):
+        train(TINY, "digits", tmp_path / "run", compile=True, progress=False)
+    assert not (tmp_path / "run").exists()
