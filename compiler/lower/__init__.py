@@ -22,6 +22,7 @@ from crate_dsl.compiler.lower.demand import demand
 from crate_dsl.compiler.lower.fold import fold
 from crate_dsl.compiler.lower.norm import norm
 from crate_dsl.compiler.lower.parts import parts
+from crate_dsl.compiler.lower.patches import patches
 from crate_dsl.compiler.lower.pool import pool
 from crate_dsl.compiler.lower.precision import Precision, reduced, stored
 from crate_dsl.compiler.lower.rows import rows
@@ -39,6 +40,7 @@ REWRITES: dict[str, Callable[[Draft], Draft]] = {
     "share": share,
     "fold": fold,
     "norm": norm,
+    "patches": patches,
     "softmax": softmax,
     "pool": pool,
     "demand": demand,
@@ -68,7 +70,7 @@ def chosen(text: str) -> tuple[str, ...]:
     """The rewrites that a choice names: `all`, `none`, `fold,norm` (these alone), or `-fold,-norm` (all but these).
 
     >>> chosen("-fold,-norm")
-    ('constants', 'parts', 'share', 'softmax', 'pool', 'demand', 'rows')
+    ('constants', 'parts', 'share', 'patches', 'softmax', 'pool', 'demand', 'rows')
 
     Raises:
         UserError: there is no rewrite of that name, or some are named and others left out.

@@ -1,6 +1,7 @@
 """`norm`: the scale γ and shift β of a norm go into the affine maps behind it.
 
-Precondition: every reader of the norm is an affine map. Equal, since (x̂ γ + β) M + b = x̂ (γ M) + (β M + b).
+Precondition: every reader of the norm is an affine map, which has a bias where the norm has a shift: to give it one
+would cost more than the norm's own. Equal, since (x̂ γ + β) M + b = x̂ (γ M) + (β M + b).
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ def norm(draft: Draft) -> Draft:
         for node in draft.nodes
         if isinstance(node.operator, Norm)
         and Value(node.name) not in read
-        and all(isinstance(user.operator, Affine) for user in draft.users[Value(node.name)])
+        and all(
+            isinstance(user.operator, Affine) and (user.operator.bias or "bias" not in node.weights)
+            for user in draft.users[Value(node.name)]
+        )
     }
 
     def visit(new: Draft, node: Node) -> Sequence[Value]:

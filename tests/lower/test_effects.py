@@ -136,10 +136,30 @@ def test_every_rewrite_that_folds_costs_no_more() -> None:
 
 
 def test_norm_leaves_its_scale_to_the_maps_behind_it() -> None:
-    found = lowered(tokens("compress(2, rank = 4) -> sparsify(norm = rms)"))
+    found = lowered(tokens("sparsify -> sparsify(norm = rms)"))
     assert words(found)["standardise"] == 2 and not words(found)["norm"]
     weights = {slot.rpartition(".")[2] for slot in found.weights}
     assert weights == {"matrix", "bias"}
+
+
+def test_norm_gives_no_map_a_bias_that_it_has_not() -> None:
+    for text in (tokens("compress(2, rank = 4)"), tokens("norm -> linear(5, bias = false)")):
+        assert words(lowered(text))["norm"] == 1
+    assert words(lowered(tokens("norm(rms) -> linear(5, bias = false)")))["standardise"] == 1
+
+
+def test_patches_lie_as_in_the_picture() -> None:
+    chain = "input picture : float[3, 8, 12]\n z = picture -> patchify(4) -> {} \n output z"
+    for inside, order in (
+        ("norm -> linear(5)", "cpq"),
+        ("linear(5)", "cpq"),
+        ("norm", "pqc"),  # its scales are those of numbers in their order
+        ("linear(5) -> linear(48) -> unpatchify", "pqc"),  # the picture is put together as it was cut
+    ):
+        text = f"model m() {{ {chain.format(inside)} }}"
+        found = lowered(text)
+        (cut,) = (node for node in found.graph.nodes if node.word == "patchify")
+        assert cut.operator.order == order, inside  # type: ignore[attr-defined]
 
 
 def test_norm_keeps_off_where_something_else_reads_it() -> None:
