@@ -143,7 +143,7 @@ def inspect(
     if completing is not None:
         mean_chw = torch.from_numpy(on_unit_scale(subject.data.train.images_nchw).mean(0))
         completions = Completions(completing, subject.scaling, mean_chw, min(shown, COMPLETED))
-    device = subject.held.images_nchw.device
+    device = subject.held.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
         torch.manual_seed(MEASURING_SEED)
         samples, pairs = measure(net, found, subject.batches(batch), completions, advance)
