@@ -35,6 +35,8 @@ def read_model(path: str | PathLike[str]) -> tuple[ModelProto, Metadata]:
         raise UserError(f"`{file}` cannot be read: {problem.strerror}") from problem
     except DecodeError as problem:
         raise UserError(f"`{file}` is not an ONNX file, or it is cut off") from problem
+    if not model.HasField("graph"):
+        raise UserError(f"`{file}` is not an ONNX file, or it is cut off: it holds no network")
     try:
         metadata = from_properties({_text(entry.key): _text(entry.value) for entry in model.metadata_props})
         locations = external_locations(model)

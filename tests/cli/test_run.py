@@ -82,6 +82,7 @@ def test_a_proof_that_fails_exits_with_3(
 ) -> None:
     monkeypatch.setattr("crate_dsl.compiler.prove.RELATIVE_TOLERANCE", 0.0)
     monkeypatch.setattr("crate_dsl.compiler.prove.ABSOLUTE_TOLERANCE", 0.0)
+    monkeypatch.setattr("crate_dsl.compiler.prove.OWN_ROUNDING", 0)
     result = cli("export", small, "--out", tmp_path / "x.onnx")
     assert result.code == 3
     assert "FAIL" in result.err

@@ -68,7 +68,7 @@ def test_it_is_not_trained(nets: tuple[Network, Network]) -> None:
 def test_weights_have_names_of_the_spec(nets: tuple[Network, Network]) -> None:
     net, fast = nets
     names = list(fast.state_dict())
-    assert "s.0.sparsify.code.matrix" in names and "s.1.compress.projection.bias" in names
+    assert "s.0.sparsify.code.matrix" in names and "s.1.compress.projection.matrix" in names
     owners = {path.rpartition(".")[0] for path in net.state_dict()} | {""}
     for name in names:
         assert any(name.startswith(owner) for owner in owners), name

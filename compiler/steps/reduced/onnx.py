@@ -47,8 +47,7 @@ def int8_affine(
 
 
 def _product(b: Body, typing: Typing, z: str, matrix: str, bias: str | None) -> str:
-    if bias is None:
-        return b("MatMul", z, matrix)
     if typing.output.flat or typing.output.rank == 1:
-        return b("Gemm", z, matrix, bias)
-    return b("Add", b("MatMul", z, matrix), bias)
+        return b("Gemm", z, matrix, *([] if bias is None else [bias]))
+    product = b("MatMul", z, matrix)
+    return product if bias is None else b("Add", product, bias)
