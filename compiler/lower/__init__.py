@@ -110,6 +110,13 @@ def lower_graph(graph: ModelGraph, weights: Mapping[str, NDArray[Any]], rewrites
     return Lowered(*draft.graph(), tuple(effects))
 
 
+def built(graph: ModelGraph, weights: Mapping[str, NDArray[np.float32]]) -> Network:
+    """A lowered network as a torch module, with its weights."""
+    net = build(graph)
+    net.load_state_dict({path: torch.from_numpy(array) for path, array in weights.items()})
+    return net.eval()
+
+
 def lower(net: Network, rewrites: str = "all", precision: Precision = "float32") -> Network:
     """The same network with less work, for inference: exact, frozen, and like any network compiled, copied, saved.
 
@@ -139,10 +146,9 @@ def lower(net: Network, rewrites: str = "all", precision: Precision = "float32")
     graph, weights = lowered.graph, lowered.weights
     if precision != "float32":
         graph, weights = reduced(graph, weights, precision, attention=True)
-    made = build(graph)
-    made.load_state_dict({path: torch.from_numpy(array) for path, array in weights.items()})
+    made = built(graph, weights)
     for path in stored(graph):
         weight = made.get_parameter(path)
         weight.data = weight.data.to(getattr(torch, precision))
     device = next((weight.device for weight in net.parameters()), torch.device("cpu"))
-    return made.to(device).eval()
+    return made.to(device)

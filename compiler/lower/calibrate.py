@@ -14,8 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from crate_dsl.compiler.build import build
-from crate_dsl.compiler.lower import Lowered
+from crate_dsl.compiler.lower import Lowered, built
 from crate_dsl.compiler.lower.precision import Range, worthwhile
 
 #: Bins of the histograms that stand for a tensor's numbers.
@@ -31,9 +30,7 @@ def calibrate(lowered: Lowered, batches: Iterable[Mapping[str, Tensor]]) -> dict
         lowered: The network, in float32.
         batches: Inputs by name, as the network takes them: real ones, of the training data. Gone through twice.
     """
-    net = build(lowered.graph)
-    net.load_state_dict({path: torch.from_numpy(array) for path, array in lowered.weights.items()})
-    net.eval()
+    net = built(lowered.graph, lowered.weights)
     batches = list(batches)
     paths = list(worthwhile(lowered.graph))
     ends = {path: (0.0, 0.0) for path in paths}

@@ -103,8 +103,7 @@ def reduced(
             return (_half(new, node, precision, node.name in attended),)
         return (_int8(new, node, ranges[node.path]),) if node.path in ranges else new.keep(node)
 
-    small, arrays = rebuild(draft, visit).graph()
-    return small, {slot: array.reshape(small.slots[slot].shape) for slot, array in arrays.items()}
+    return rebuild(draft, visit).graph()
 
 
 def _attended(draft: Draft) -> frozenset[str]:
