@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from crate_dsl.compiler import not_yet, reserved
@@ -20,7 +20,6 @@ from crate_dsl.compiler.meanings import (
     SEEN_BY_GRAPH_BODIES,
     BlockMeaning,
     Constant,
-    Definition,
     Handed,
     LearnMeaning,
     Meaning,
@@ -32,6 +31,7 @@ from crate_dsl.compiler.meanings import (
     words,
 )
 from crate_dsl.compiler.operators import Operator
+from crate_dsl.compiler.readings import Reading
 from crate_dsl.compiler.record import MAXIMUM_DEPTH, LayoutMismatch, Owner, Place, Recorder, SlotMismatch
 from crate_dsl.compiler.steps import operators
 from crate_dsl.language import syntax
@@ -39,24 +39,6 @@ from crate_dsl.language.diagnostics import Report, did_you_mean
 from crate_dsl.language.source import Span
 
 Body = syntax.Chain | syntax.Graph
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """A step's text as it was read last: what its words meant, and the operator that it said.
-
-    It holds the tree's step, whose identity stands for the text.
-    """
-
-    step: syntax.Step
-    words: tuple[str, ...]
-    meant: tuple[Definition | None, ...]
-    operator: Operator
-    read: Read
-
-    def holds(self, names: Namespace) -> bool:
-        """Whether every word still means what it meant: then the text says the same."""
-        return all(names.find(word) is known for word, known in zip(self.words, self.meant, strict=True))
 
 
 class Steps(Expressions):
