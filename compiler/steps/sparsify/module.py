@@ -26,7 +26,24 @@ def proximal(form: ProxForm, a_bns: Tensor, threshold: Tensor | float) -> Tensor
         return F.relu(shrunk_bns) - F.relu(-a_bns - threshold)
     if isinstance(form, Leaky):
         return F.leaky_relu(shrunk_bns, form.slope)
-    return F.relu(shrunk_bns)
+    return F.relu(shrunk_bns, inplace=True)
+
+
+def _matrix_is_cheaper(y_bnd: Tensor, eta: Tensor | float, times: int = 1) -> bool:
+    """Whether one product with D' - D'D is cheaper than two: where there are many more tokens than channels.
+
+    A step for each sample would need a matrix for each, and an exported program must not depend on the size of its
+    example.
+    """
+    each_sample = isinstance(eta, Tensor) and eta.dim() == 3
+    if each_sample or torch.compiler.is_exporting():
+        return False
+    return times * y_bnd.numel() >= MANY * y_bnd.shape[-1] ** 2
+
+
+def _halved(y_bnd: Tensor) -> bool:
+    """Whether products of these tokens are of half precision."""
+    return y_bnd.itemsize < 4 or torch.is_autocast_enabled(y_bnd.device.type)
 
 
 def unshrunk(form: ProxForm, a_bns: Tensor, threshold: Tensor | float) -> Tensor:
@@ -55,8 +72,7 @@ class DictionaryModule(StepModule):
         eta, threshold = self._scalars(given)
         # A_{t+1} = prox(A_t + η D'(Y - D A_t)), row by row.
         if op.start == "input":
-            ascent = self._ascent(y_bnd, eta, dictionary_ds, plain=plain)
-            a_bns = proximal(op.prox, y_bnd + ascent(y_bnd), threshold)
+            a_bns = proximal(op.prox, self._ascended(y_bnd, eta, dictionary_ds, plain), threshold)
         else:
             a_bns = proximal(op.prox, eta * (y_bnd @ dictionary_ds), threshold)
         for _ in range(op.iterations - 1):
@@ -69,23 +85,26 @@ class DictionaryModule(StepModule):
             return a_bns
         return F.linear(a_bns, self._decoder(given))
 
+    @classmethod
+    def _ascended(
+        cls, y_bnd: Tensor, eta: Tensor | float, dictionary_dd: Tensor, plain: bool = False
+    ) -> Tensor:
+        """Y + η D'(Y - D Y)."""
+        if not _matrix_is_cheaper(y_bnd, eta) or plain or _halved(y_bnd):
+            return y_bnd + cls._ascent(y_bnd, eta, dictionary_dd, plain=plain)(y_bnd)
+        # The identity is in the matrix: with it, a sum of all tokens and that of its gradient are saved.
+        identity_dd = torch.eye(len(dictionary_dd), dtype=y_bnd.dtype, device=y_bnd.device)
+        return y_bnd @ (identity_dd + eta * (dictionary_dd - dictionary_dd.T @ dictionary_dd))
+
     @staticmethod
     def _ascent(
         y_bnd: Tensor, eta: Tensor | float, dictionary_dd: Tensor, *, times: int = 1, plain: bool = False
     ) -> Callable[[Tensor], Tensor]:
         """Y -> η D'(Y - D Y), to be taken so many `times` of tokens such as these.
 
-        With one product for each token instead of two where there are many more tokens than channels. The identity
-        stays out of the matrix, so that the tokens keep their precision under autocast. A step for each sample would
-        need a matrix for each, and an exported program must not depend on the size of its example.
+        The identity stays out of the matrix, so that the tokens keep their precision under autocast.
         """
-        each_sample = isinstance(eta, Tensor) and eta.dim() == 3
-        if (
-            plain
-            or each_sample
-            or torch.compiler.is_exporting()
-            or times * y_bnd.numel() < MANY * y_bnd.shape[-1] ** 2
-        ):
+        if plain or not _matrix_is_cheaper(y_bnd, eta, times):
             return lambda x_bnd: eta * ((x_bnd - F.linear(x_bnd, dictionary_dd)) @ dictionary_dd)
         ascent_dd = eta * (dictionary_dd - dictionary_dd.T @ dictionary_dd)
         return lambda x_bnd: x_bnd @ ascent_dd
