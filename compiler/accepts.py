@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
+from crate_dsl.compiler.masks import Rule
 from crate_dsl.compiler.operators import Form, Inside, Learned, Port, Tokens, Weight
 
 
@@ -37,6 +38,7 @@ class Accepts:
             Learned: "learn(…)",
             Weight: "the name of a `learn`",
             Port: "a tensor",
+            Rule: "a rule over `query` and `key`",
             Tokens: "the name of a segment",
             Inside: "the name of a stage",
         }

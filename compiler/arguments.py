@@ -17,6 +17,7 @@ from crate_dsl.compiler import not_yet
 from crate_dsl.compiler.accepts import Accepts, accepted, required, spelled
 from crate_dsl.compiler.exact import divisors, show_number
 from crate_dsl.compiler.graph import Value
+from crate_dsl.compiler.masks import Rule
 from crate_dsl.compiler.meanings import (
     Constant,
     LearnMeaning,
@@ -29,6 +30,7 @@ from crate_dsl.compiler.meanings import (
 )
 from crate_dsl.compiler.operators import Form, Inside, Learned, Port, Tokens, Weight, Whole
 from crate_dsl.compiler.reserved import is_step
+from crate_dsl.compiler.rules import NoRule, RuleReader
 from crate_dsl.language import syntax
 from crate_dsl.language.diagnostics import did_you_mean
 from crate_dsl.language.source import Span
@@ -164,10 +166,13 @@ class ArgumentReader:
             return written.value, None
         if isinstance(written, (syntax.Learn, syntax.String, syntax.List)):
             raise self._wrong(word, name, accepts, written, written.span.text)
-        rule = isinstance(written, syntax.Comparison | syntax.And | syntax.Or | syntax.Attribute)
-        if rule and name == "mask":
-            self.error("E0901", written.span, "masks by rule over token attributes are not there yet")
-            raise Broken
+        if Rule in accepts.kinds and isinstance(
+            written, syntax.Comparison | syntax.And | syntax.Or | syntax.Attribute
+        ):
+            try:
+                return RuleReader(self.evaluate, self.error).rule(written), None
+            except NoRule:
+                raise Broken from None
         return self._evaluated(word, name, accepts, written)
 
     def _word(self, word: str, name: str, accepts: Accepts, written: syntax.Name) -> Any:

@@ -1,0 +1,121 @@
+"""From a comparison as a spec has it to a rule of a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from itertools import product
+from typing import NoReturn
+
+from crate_dsl.compiler.exact import show_number
+from crate_dsl.compiler.masks import ATTRIBUTES, Comparison, Rule, Sign, Term
+from crate_dsl.compiler.meanings import Constant, Meaning, Poison, one_line
+from crate_dsl.language import syntax
+from crate_dsl.language.diagnostics import did_you_mean
+
+#: Alternatives that a rule may have once its parentheses are multiplied out.
+MOST_ALTERNATIVES = 64
+_MIRRORED: dict[str, Sign] = {"==": "==", "!=": "!=", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
+
+
+class NoRule(Exception):
+    """A mistake in a rule, which has been reported."""
+
+
+class RuleReader:
+    """Reads the rule of a mask. `evaluate` gives a number's meaning; `error` reports a mistake."""
+
+    def __init__(
+        self, evaluate: Callable[[syntax.Expression], Meaning], error: Callable[..., Poison]
+    ) -> None:
+        self.evaluate = evaluate
+        self.error = error
+
+    def rule(self, written: syntax.Expression) -> Rule:
+        """The rule. Raises `NoRule` after reporting what is wrong with it."""
+        return Rule(self._alternatives(written), one_line(written.span.text))
+
+    def _alternatives(self, written: syntax.Expression) -> tuple[tuple[Comparison, ...], ...]:
+        match written:
+            case syntax.Parenthesis():
+                return self._alternatives(written.value)
+            case syntax.Or():
+                return tuple(one for value in written.values for one in self._alternatives(value))
+            case syntax.And():
+                parts = [self._alternatives(value) for value in written.values]
+                found = tuple(sum(chosen, ()) for chosen in product(*parts))
+                if len(found) > MOST_ALTERNATIVES:
+                    message = f"with its parentheses multiplied out, this rule has {len(found)} alternatives"
+                    self._refuse(written, message, f"at most {MOST_ALTERNATIVES}")
+                return found
+            case syntax.Comparison():
+                return ((self._comparison(written),),)
+        self._refuse(
+            written,
+            f"a rule is made of comparisons, and `{one_line(written.span.text)}` is none",
+            "key.place <= query.place and query.place - key.place < 8",
+        )
+
+    def _comparison(self, written: syntax.Comparison) -> Comparison:
+        sides: dict[str, dict[str, int]] = {"query": {}, "key": {}}
+        constant = 0
+        for side, sign in ((written.left, 1), (written.right, -1)):
+            constant += self._gather(side, sign, sides)
+        keys, queries = (
+            tuple(Term(name, factor) for name, factor in sides[of].items() if factor)
+            for of in ("key", "query")
+        )
+        if not keys and not queries:
+            self._refuse(written, "this comparison says nothing of `key` or of `query`", "key.place == 0")
+        # keys + queries + constant (sign) 0, with the queries and the constant on the other side.
+        moved = tuple(Term(term.attribute, -term.factor) for term in queries)
+        if keys and all(term.factor < 0 for term in keys):
+            turned = tuple(Term(term.attribute, -term.factor) for term in keys)
+            return Comparison(turned, _MIRRORED[written.operator], queries, constant)
+        return Comparison(keys, written.operator, moved, -constant)
+
+    def _gather(self, written: syntax.Expression, sign: int, sides: dict[str, dict[str, int]]) -> int:
+        """Add up the attributes of one side; the sum of its numbers."""
+        match written:
+            case syntax.Parenthesis():
+                return self._gather(written.value, sign, sides)
+            case syntax.Negative():
+                return self._gather(written.value, -sign, sides)
+            case syntax.Sum():
+                total = self._gather(written.first, sign, sides)
+                for term in written.rest:
+                    total += self._gather(term.value, sign if term.operator == "+" else -sign, sides)
+                return total
+            case syntax.Attribute():
+                of, name = written.value.text, written.attribute.text
+                if of not in sides:
+                    near = did_you_mean(of, sides)
+                    help = f"did you mean `{near}`?" if near else "`query` attends to `key`"
+                    self._refuse(written.value, f"a rule knows `query` and `key`, not `{of}`", help)
+                if name not in ATTRIBUTES:
+                    near = did_you_mean(name, ATTRIBUTES)
+                    help = f"did you mean `{near}`?" if near else f"tokens have {', '.join(ATTRIBUTES)}"
+                    self._refuse(written.attribute, f"tokens have no attribute `{name}`", help)
+                sides[of][name] = sides[of].get(name, 0) + sign
+                return 0
+        return sign * self._number(written)
+
+    def _number(self, written: syntax.Expression) -> int:
+        meaning = self.evaluate(written)
+        if isinstance(meaning, Poison):
+            raise NoRule
+        if isinstance(meaning, Constant) and isinstance(meaning.value, Fraction):
+            if meaning.value.denominator == 1:
+                return int(meaning.value)
+            message = f"attributes are whole numbers, and are not compared with {show_number(meaning.value)}"
+            self._refuse(written, message)
+        text = one_line(written.span.text)
+        self._refuse(
+            written,
+            f"a rule compares attributes of `query` and `key` with whole numbers, and `{text}` is neither",
+            f"tokens have {', '.join(ATTRIBUTES)}: `key.place <= query.place`",
+        )
+
+    def _refuse(self, written: syntax.Node, message: str, *help: str) -> NoReturn:
+        self.error("E0416", written.span, message, *help)
+        raise NoRule
