@@ -18,7 +18,6 @@ ARGUMENTS = frozenset(
         "cross_entropy": "on",
         "mse": "by",
         "position": "by",
-        "train": "start",
     }.items()
     for argument in arguments.split()
 )
