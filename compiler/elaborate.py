@@ -16,7 +16,7 @@ from crate_dsl.compiler.graph import Entry, ModelGraph, Node, Value
 from crate_dsl.compiler.losses import Losses
 from crate_dsl.compiler.meanings import POISON, Constant, Namespace, Poison, Tensor, one_line
 from crate_dsl.compiler.operators import Form
-from crate_dsl.compiler.recipe import FORMS, START, Recipe, foreign_start
+from crate_dsl.compiler.recipe import FORMS, Recipe
 from crate_dsl.compiler.record import MAXIMUM_STEPS, Owner, Place, Recorder, TooLarge
 from crate_dsl.compiler.settings import broken_names, nearest, resolve
 from crate_dsl.compiler.statements import definitions
@@ -214,11 +214,6 @@ class ModelElaborator(Losses):
         reader = self.reader(place)
         read = reader.read("train", Recipe, tuple(arguments), statement.span)
         if read is None or reader.construct("train", Recipe, read, statement.span) is None:
-            return None
-        start = read.values.get(START)
-        if start is not None and (help := foreign_start(start)) is not None:
-            message = f"`start` is a run's folder or a .safetensors file, not `{start}`"
-            self.error("E0610", read.spans[START], message, help)
             return None
         return read.values
 

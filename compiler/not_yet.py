@@ -18,6 +18,7 @@ ARGUMENTS = frozenset(
         "cross_entropy": "on",
         "mse": "by",
         "position": "by",
+        "train": "start",
     }.items()
     for argument in arguments.split()
 )

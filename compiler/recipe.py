@@ -78,32 +78,6 @@ class Constant(Form):
     warmup: NonNegative = 0.0
 
 
-# ------------------------------------------------------------------ where it starts
-
-#: The entry that names other weights to start from.
-START = "start"
-#: How files of weights end that `start` does not read, and what makes one that it does.
-FOREIGN = {
-    **dict.fromkeys(
-        (".pt", ".pth", ".ckpt", ".bin", ".pkl"),
-        "`crate-dsl import` makes a .safetensors file of the authors' checkpoints",
-    ),
-    ".onnx": "the run that the file was exported from has its weights by name",
-    ".npz": "`safetensors.numpy.save_file` writes arrays by their spec paths",
-}
-
-
-def foreign_start(text: str) -> str | None:
-    """Why `start = "…"` can be neither a run nor a file of weights, as far as its name tells: what would help.
-
-    >>> foreign_start("crate-small.safetensors"), foreign_start("model.onnx")
-    (None, 'the run that the file was exported from has its weights by name')
-    """
-    if not text.strip():
-        return 'start = "runs/pretrained"'
-    return next((help for end, help in FOREIGN.items() if text.lower().endswith(end)), None)
-
-
 # ------------------------------------------------------------------ the recipe
 
 
@@ -128,20 +102,13 @@ class Recipe(BaseModel):
     patience: Whole | None = Field(
         None, description="stop after this many epochs without a better validation"
     )
-    start: str | None = Field(
-        None,
-        description="the run, or the .safetensors file beside the spec, whose weights training starts from",
-    )
 
     def written(self) -> dict[str, str]:
-        """Every entry as a `train` block spells it; those that are off are left out.
-
-        `start` is not among them: it says where training starts, which a run tells apart, and not how it goes on.
-        """
+        """Every entry as a `train` block spells it; those that are off are left out."""
         return {
             name: written(value)
             for name in type(self).model_fields
-            if name != START and (value := getattr(self, name)) is not None
+            if (value := getattr(self, name)) is not None
         }
 
 
@@ -171,12 +138,8 @@ FORMS: dict[str, tuple[type[Form], ...]] = {
 
 
 def entries() -> dict[str, str]:
-    """What the command line can override, each with a line of help: entries, and the arguments of their forms.
-
-    `start` is an option of its own.
-    """
-    fields = Recipe.model_fields.items()
-    found = {name: info.description or name for name, info in fields if name != START}
+    """What the command line can override, each with a line of help: entries, and the arguments of their forms."""
+    found = {name: info.description or name for name, info in Recipe.model_fields.items()}
     for forms in FORMS.values():
         for name in dict.fromkeys(name for form in forms for name in form.model_fields):
             owners = [form.word for form in forms if name in form.model_fields]
