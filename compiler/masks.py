@@ -8,7 +8,7 @@ of places alone, and is worked out when the network runs.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import or_
@@ -86,6 +86,24 @@ class Allowed:
         return (self.keys + 7) // 8
 
 
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What a rule reads, for each token: the attributes of the queries, and of the keys."""
+
+    queries: tuple[tuple[str, tuple[int, ...]], ...]
+    keys: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @staticmethod
+    def of(rule: Rule, queries: TensorType, keys: TensorType) -> Columns:
+        """Those of tokens of known number.
+
+        Raises:
+            NoAttribute: some token lacks what the rule reads.
+        """
+        both = (tuple((name, column(name, tokens)) for name in rule.attributes) for tokens in (queries, keys))
+        return Columns(*both)
+
+
 def column(attribute: str, tokens: TensorType) -> tuple[int, ...]:
     """The attribute of each token, where their number is known.
 
@@ -97,13 +115,13 @@ def column(attribute: str, tokens: TensorType) -> tuple[int, ...]:
         NoAttribute: some token has none.
     """
     count = tokens.shape[0].static
+    if attribute == "place" and count is not None:
+        return tuple(range(count))
     if count is None:
         raise NoAttribute(
             f"of tokens whose number, {tokens.shape[0]}, is known only at run time a rule knows `place` alone",
             "key.place <= query.place",
         )
-    if attribute == "place":
-        return tuple(range(count))
     if tokens.layout is None:
         raise NoAttribute(f"these tokens have no layout, and so no `{attribute}`", "`place` counts them all")
     found: list[int] = []
@@ -129,38 +147,31 @@ def _of_segment(attribute: str, number: int, segment: Segment) -> list[int]:
     return [row if attribute == "row" else column for row, column in each]
 
 
-def allowed(rule: Rule, queries: TensorType, keys: TensorType) -> Allowed:
-    """A rule worked out.
+def allowed(rule: Rule, columns: Columns, queries: int, keys: int) -> Allowed:
+    """A rule worked out for so many queries and keys.
 
     >>> from crate_dsl.compiler.types import floats
-    >>> causal = Comparison((Term("place"),), "<=", (Term("place"),))
-    >>> [f"{row:03b}" for row in allowed(Rule(((causal,),), ""), floats(3, 8), floats(3, 8)).rows]
+    >>> causal = Rule(((Comparison((Term("place"),), "<=", (Term("place"),)),),), "key.place <= query.place")
+    >>> columns = Columns.of(causal, floats(3, 8), floats(3, 8))
+    >>> [f"{row:03b}" for row in allowed(causal, columns, 3, 3).rows]
     ['001', '011', '111']
-
-    Raises:
-        NoAttribute: some token lacks what the rule reads.
     """
-    key_columns, query_columns = (
-        {name: column(name, tokens) for name in rule.attributes} for tokens in (keys, queries)
-    )
-    count, asking = keys.shape[0].bound, queries.shape[0].bound
-    rows = [0] * asking
+    rows = [0] * queries
     for all_of in rule.alternatives:
-        mine = [(1 << count) - 1] * asking
+        mine = [(1 << keys) - 1] * queries
         for one in all_of:
-            query_values = _sums(one.queries, query_columns, asking)
-            meeting = _Keys(one.sign, _sums(one.keys, key_columns, count))
+            meeting = _Keys(one.sign, _sums(one.keys, dict(columns.keys), keys))
             known: dict[int, int] = {}
-            for place, value in enumerate(query_values):
+            for place, value in enumerate(_sums(one.queries, dict(columns.queries), queries)):
                 wanted = value + one.constant
                 if wanted not in known:
                     known[wanted] = meeting.at(wanted)
                 mine[place] &= known[wanted]
         rows = [row | more for row, more in zip(rows, mine, strict=True)]
-    return Allowed(count, tuple(rows))
+    return Allowed(keys, tuple(rows))
 
 
-def _sums(terms: Sequence[Term], columns: dict[str, tuple[int, ...]], count: int) -> list[int]:
+def _sums(terms: Sequence[Term], columns: Mapping[str, tuple[int, ...]], count: int) -> list[int]:
     return [sum(term.factor * columns[term.attribute][place] for term in terms) for place in range(count)]
 
 

@@ -101,6 +101,10 @@ class RuleReader:
         return sign * self._number(written)
 
     def _number(self, written: syntax.Expression) -> int:
+        if isinstance(written, syntax.Product):
+            operands = (written.first, *(term.value for term in written.rest))
+            if any(isinstance(operand, syntax.Attribute) for operand in operands):
+                self._refuse(written, "attributes are added and subtracted, not multiplied or divided")
         meaning = self.evaluate(written)
         if isinstance(meaning, Poison):
             raise NoRule

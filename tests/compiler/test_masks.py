@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crate_dsl.compiler.masks import Allowed, Comparison, NoAttribute, Rule, Term, allowed, column
+import crate_dsl
+from crate_dsl.compiler.masks import Allowed, Columns, Comparison, NoAttribute, Rule, Term, allowed, column
 from crate_dsl.compiler.types import Dim, Grid, Layout, Segment, Symbol, TensorType, floats
+from crate_dsl.language.diagnostics import SpecError
+from tests.compiler.specs import elaborated
 
 #: A class token before three rows of two patches.
 PICTURE = Layout(
@@ -38,7 +43,8 @@ rules = st.lists(st.lists(comparisons, min_size=1, max_size=2).map(tuple), min_s
 
 @given(rules)
 def test_a_rule_is_worked_out_pair_by_pair(alternatives: list[tuple[Comparison, ...]]) -> None:
-    found = allowed(Rule(tuple(alternatives), ""), tokens(), tokens())
+    rule = Rule(tuple(alternatives), "")
+    found = allowed(rule, Columns.of(rule, tokens(), tokens()), 7, 7)
     columns = {name: column(name, tokens()) for name in ("place", "segment")}
 
     def holds(one: Comparison, query: int, key: int) -> bool:
@@ -78,3 +84,80 @@ def test_rows_are_packed_lowest_bit_first() -> None:
     assert found.packed() == bytes([1, 1, 2, 0])
     assert found.blind() is None
     assert Allowed(2, (1, 0)).blind() == 1
+
+
+# ------------------------------------------------------------------ in a spec
+
+#: Rules over eight tokens, and the pairs (query, key) that they allow.
+RULES = {
+    "key.place <= query.place": lambda q, k: k <= q,
+    "key.place <= query.place and query.place - key.place < w": lambda q, k: 0 <= q - k < 3,
+    "key.place == 0 or key.place >= query.place and key.place != 7": lambda q, k: (
+        k == 0 or (k >= q and k != 7)
+    ),
+    "(key.place == 0 or key.place >= query.place) and 2 > key.place": lambda q, k: (
+        k < 2 and (k == 0 or k >= q)
+    ),
+}
+STEPS = ("compress(2, rank = 3, mask = {})", "attend(2, mask = {})")
+#: Rounding of float32 over a dozen terms of size 1.
+SINGLE = 1e-5
+
+
+def spec(step: str, rule: str, length: str = "8") -> str:
+    return f"model m(w = 3) {{ input z : float[{length}, 6]\n stage s = {step.format(rule)}\n y = z -> s\n output y }}"
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("length", ["8", "n <= 8"])
+@pytest.mark.parametrize("rule", RULES)
+def test_attention_is_zero_where_the_rule_says_so(step: str, length: str, rule: str) -> None:
+    net = crate_dsl.build(elaborated(spec(step, rule, length)))
+    (name,) = [node.name for node in net.graph.nodes if "attention" in node.operator.taps]
+    z_bnd = torch.randn(2, 8, 6, generator=torch.Generator().manual_seed(0))
+    seen = crate_dsl.trace(net, f"{name}.attention", z=z_bnd)[f"{name}.attention"]
+    for query, key in product(range(8), repeat=2):
+        assert bool((seen[:, :, query, key] > 0).all()) == RULES[rule](query, key)
+    out = crate_dsl.trace(net, name, z=z_bnd)[name]
+    assert torch.allclose(net(z_bnd), out, atol=SINGLE)
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("length", ["8", "n <= 8"])
+@pytest.mark.parametrize("lower", ["none", "all"])
+def test_a_rule_is_exported_and_proved(step: str, length: str, lower: str, tmp_path: Path) -> None:
+    rule = list(RULES)[1]
+    net = crate_dsl.build(elaborated(spec(step, rule, length)))
+    proof = crate_dsl.export(net.graph, net, tmp_path / "m.onnx", lower=lower)
+    assert proof.passed
+
+
+def test_a_causal_rule_is_the_causal_mask() -> None:
+    for step in STEPS:
+        ruled, causal = (
+            crate_dsl.build(elaborated(spec(step, rule))) for rule in ("key.place <= query.place", "causal")
+        )
+        z_bnd = torch.randn(2, 8, 6)
+        assert torch.allclose(ruled(z_bnd), causal(z_bnd), atol=SINGLE)
+
+
+@pytest.mark.parametrize(
+    ("rule", "code"),
+    [
+        ("key.place < query.place", "E0418"),
+        ("key.patch <= query.patch", "E0417"),
+        ("kay.place <= query.place", "E0416"),
+        ("key.plaice <= query.place", "E0416"),
+        ("key.place <= query.place / 2", "E0416"),
+        ("key.place", "E0416"),
+        ("key.place <= 1.5", "E0416"),
+        ("1 <= 2", "E0416"),
+        ("key.place <= z", "E0205"),
+        ("key.place <= nothing", "E0201"),
+    ],
+)
+def test_a_rule_that_means_nothing_is_refused(rule: str, code: str) -> None:
+    for step in STEPS:
+        with pytest.raises(SpecError) as caught:
+            elaborated(spec(step, rule))
+        assert [found.code for found in caught.value.diagnostics] == [code]

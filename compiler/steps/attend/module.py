@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from crate_dsl.compiler.masks import Columns, Rule, Term
 from crate_dsl.compiler.modules import StepModule
 
 
@@ -20,8 +21,8 @@ def attention(
 ) -> Tensor:
     """softmax(scale · Q Kᵀ) V of every head, (B, h, N, p); `scale` is p⁻¹ᐟ² unless it is said.
 
-    `mask` (B, 1, 1, M) is false for keys that nobody attends to. By torch's kernel, or written out where that is slow;
-    not with a mask, for the kernel knows what to say where it leaves no key.
+    `mask` (B, 1, 1, M) or (N, M) is false for keys that are not attended to. By torch's kernel, or written out where
+    that is slow; not with a mask, for the kernel knows what to say where it leaves no key.
     """
     if mask is None and _kernel_is_slow(key_bhmp):
         scale = key_bhmp.shape[-1] ** -0.5 if scale is None else scale
@@ -41,6 +42,37 @@ def attention(
 def later(logits_bhnm: Tensor) -> Tensor:
     """Which keys come after a query, (N, M): what a causal mask leaves out."""
     return torch.ones(logits_bhnm.shape[-2:], dtype=torch.bool, device=logits_bhnm.device).triu(1)
+
+
+_SIGNS = {"==": torch.eq, "!=": torch.ne, "<": torch.lt, "<=": torch.le, ">": torch.gt, ">=": torch.ge}
+
+
+def ruled(rule: Rule, columns: Columns | None, count: int, device: torch.device) -> Tensor:
+    """Which keys each of `count` tokens attends to, (N, N): a rule, worked out as it is written.
+
+    Without `columns` it reads places alone.
+    """
+
+    def side(terms: tuple[Term, ...], given: tuple[tuple[str, tuple[int, ...]], ...]) -> Tensor:
+        values = dict(given)
+        total_n = torch.zeros(count, dtype=torch.int64, device=device)
+        for term in terms:
+            if term.attribute == "place":
+                attribute_n = torch.arange(count, device=device)
+            else:
+                attribute_n = torch.tensor(values[term.attribute], device=device)
+            total_n = total_n + term.factor * attribute_n
+        return total_n
+
+    queries, keys = ((), ()) if columns is None else (columns.queries, columns.keys)
+    found_nn = torch.zeros(count, count, dtype=torch.bool, device=device)
+    for all_of in rule.alternatives:
+        mine_nn = torch.ones_like(found_nn)
+        for one in all_of:
+            wanted_n1 = side(one.queries, queries)[:, None] + one.constant
+            mine_nn = mine_nn & _SIGNS[one.sign](side(one.keys, keys)[None, :], wanted_n1)
+        found_nn = found_nn | mine_nn
+    return found_nn
 
 
 def _kernel_is_slow(key_bhmp: Tensor) -> bool:
@@ -71,7 +103,7 @@ class Attend(StepModule):
             query_bhnp,
             key_bhnp,
             value_bhnp,
-            mask=None if mask is None else mask[:, None, None, :],
+            mask=self._mask(z_bnd, mask),
             causal=self.operator.mask == "causal",
         )
         return self._out(heads_bhnp)
@@ -79,8 +111,9 @@ class Attend(StepModule):
     def explain(self, z_bnd: Tensor, *, mask: Tensor | None = None) -> dict[str, Tensor]:
         query_bhnp, key_bhnp, value_bhnp = self._heads(z_bnd)
         logits_bhnn = query_bhnp @ key_bhnp.mT * query_bhnp.shape[-1] ** -0.5
-        if mask is not None:
-            logits_bhnn = logits_bhnn.masked_fill(~mask[:, None, None, :], -torch.inf)
+        allowed = self._mask(z_bnd, mask)
+        if allowed is not None:
+            logits_bhnn = logits_bhnn.masked_fill(~allowed, -torch.inf)
         if self.operator.mask == "causal":
             logits_bhnn = logits_bhnn.masked_fill(later(logits_bhnn), -torch.inf)
         attention_bhnn = logits_bhnn.softmax(-1)
@@ -91,6 +124,12 @@ class Attend(StepModule):
             "attention": attention_bhnn,
             "out": self._out(attention_bhnn @ value_bhnp),
         }
+
+    def _mask(self, z_bnd: Tensor, mask_bn: Tensor | None) -> Tensor | None:
+        """What may be attended to: (B, 1, 1, N), or by a rule (N, N)."""
+        if isinstance(self.operator.mask, Rule):
+            return ruled(self.operator.mask, self.facts, z_bnd.shape[1], z_bnd.device)
+        return None if mask_bn is None else mask_bn[:, None, None, :]
 
     def _heads(self, z_bnd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of every head: (B, h, N, p) each."""

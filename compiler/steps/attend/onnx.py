@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from crate_dsl.compiler.functions import Body
+from crate_dsl.compiler.masks import Rule
 from crate_dsl.compiler.operators import Typing
 from crate_dsl.compiler.steps.attend.operator import Attend
 from crate_dsl.compiler.steps.classic.onnx import affine
-from crate_dsl.compiler.steps.compress.onnx import square_mask
+from crate_dsl.compiler.steps.compress.onnx import ruled, square_mask
 
 
 def attend(
@@ -25,6 +26,8 @@ def attend(
         "Split", 3, affine(b, z_bnd, qkv_weight, qkv_bias), axis=-1, num_outputs=3
     )
     arguments = [query_bnd, key_bnd, value_bnd] + ([] if mask is None else [square_mask(b, mask)])
+    if isinstance(op.mask, Rule):
+        arguments.append(ruled(b, op.mask, typing.facts, z_bnd))
     heads_bnd = b(
         "Attention",
         *arguments,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from crate_dsl.compiler.masks import Columns, Rule
 from crate_dsl.compiler.operators import (
     Fraction01,
     Inverse,
@@ -17,6 +18,7 @@ from crate_dsl.compiler.operators import (
     Whole,
     linear_initial,
 )
+from crate_dsl.compiler.steps.attend.rule import columns_of
 from crate_dsl.compiler.steps.compress.operator import check_mask
 from crate_dsl.compiler.steps.norm.operator import width_of
 from crate_dsl.compiler.types import TensorType
@@ -25,8 +27,10 @@ from crate_dsl.compiler.types import TensorType
 class Attend(Operator):
     """Multi-head self-attention with separate queries, keys and values. It contains neither norm nor residual.
 
-    `dropout` acts on the result, `bias` stands for the biases of both linear maps. Taps: `query`, `key` and `value` are
-    (B, heads, N, p); `attention` is (B, heads, N, N), a row for each token that attends.
+    `mask` is `causal`, a boolean for each token, or a rule over attributes of `query` and `key`, as
+    `key.place <= query.place and query.place - key.place < 8`. `dropout` acts on the result, `bias` stands for the
+    biases of both linear maps. Taps: `query`, `key` and `value` are (B, heads, N, p); `attention` is (B, heads, N, N),
+    a row for each token that attends.
     """
 
     word: ClassVar[str] = "attend"
@@ -39,7 +43,7 @@ class Attend(Operator):
     )
 
     heads: Whole
-    mask: Literal["none", "causal"] | Port = "none"
+    mask: Literal["none", "causal"] | Port | Rule = "none"
     bias: bool = True
     dropout: Fraction01 = 0.0
 
@@ -60,6 +64,7 @@ class Attend(Operator):
             )
         if isinstance(self.mask, Port):
             check_mask(self.mask.type, tokens)
+        facts: Columns | None = columns_of(self.mask, tokens) if isinstance(self.mask, Rule) else None
         weights = {"qkv_weight": Slot((3 * width, width), linear_initial(width))}
         if self.bias:
             weights["qkv_bias"] = Slot((3 * width,), linear_initial(width))
@@ -69,7 +74,7 @@ class Attend(Operator):
         count = tokens.shape[0].bound
         maps = 2 * 4 * count * width * width
         attention = 2 * 2 * count * count * width
-        return Typing((tokens,), weights, flops=maps + attention)
+        return Typing((tokens,), weights, facts, flops=maps + attention)
 
     def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
         return NoInverse("an average over tokens cannot be undone")

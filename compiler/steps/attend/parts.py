@@ -6,15 +6,18 @@ import numpy as np
 
 from crate_dsl.compiler.draft import Draft
 from crate_dsl.compiler.graph import Node, Value
+from crate_dsl.compiler.masks import Rule
 from crate_dsl.compiler.steps.attend.operator import Attend
 from crate_dsl.compiler.steps.parts.operator import Attention
 from crate_dsl.compiler.steps.parts.write import affine
 
 
-def attend(d: Draft, node: Node) -> Value:
-    """Softmax attention with three maps in."""
+def attend(d: Draft, node: Node) -> Value | None:
+    """Softmax attention with three maps in; left whole where its mask is a rule."""
     op = node.operator
     assert isinstance(op, Attend)
+    if isinstance(op.mask, Rule):
+        return None
     matrices = np.split(d.array(node, "qkv_weight"), 3)
     biases = np.split(d.array(node, "qkv_bias"), 3) if op.bias else [None] * 3
     tokens = [

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from crate_dsl.compiler.masks import Rule
 from crate_dsl.compiler.modules import Bound, StepModule
 from crate_dsl.compiler.operators import Port
-from crate_dsl.compiler.steps.attend.module import attention, later
+from crate_dsl.compiler.steps.attend.module import attention, later, ruled
 from crate_dsl.compiler.steps.compress.operator import LOST
 from crate_dsl.compiler.steps.norm.module import normalise
 from crate_dsl.compiler.types import TensorType
@@ -84,7 +85,7 @@ class SubspaceModule(StepModule):
             w_bknp if fixed else self._heads(w_bnm * self.scalar("scale", given.get("scale"))),
             w_bknp,
             w_bknp,
-            mask=self._mask(given),
+            mask=self._mask(z_bnd, given),
             causal=op.mask == "causal",
             scale=op.softmax_scale if fixed else 1.0,
         )
@@ -133,7 +134,7 @@ class SubspaceModule(StepModule):
         fixed = op.scale is None or isinstance(op.scale, float)
         query_bnm = w_bnm * (op.softmax_scale if fixed else self.scalar("scale", given.get("scale")))
         logits_bknn = self._heads(query_bnm) @ w_bknp.mT
-        mask = self._mask(given)
+        mask = self._mask(z_bnd, given)
         if mask is not None:
             logits_bknn = logits_bknn.masked_fill(~mask, -torch.inf)
         if op.mask == "causal":
@@ -182,9 +183,10 @@ class SubspaceModule(StepModule):
         weight, bias = self.weight_of("norm_weight", given), self.weight_of("norm_bias", given)
         return normalise(self.operator.norm, z_bnd, weight, bias)
 
-    @staticmethod
-    def _mask(given: Mapping[str, Tensor]) -> Tensor | None:
-        """Which tokens are attended to: (B, 1, 1, N)."""
+    def _mask(self, z_bnd: Tensor, given: Mapping[str, Tensor]) -> Tensor | None:
+        """What is attended to: (B, 1, 1, N), or by a rule (N, N)."""
+        if isinstance(self.operator.mask, Rule):
+            return ruled(self.operator.mask, self.facts, z_bnd.shape[1], z_bnd.device)
         return given["mask"][:, None, None, :] if "mask" in given else None
 
     def _heads(self, w_bnm: Tensor) -> Tensor:

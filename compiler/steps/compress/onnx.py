@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from crate_dsl.compiler.functions import Body
+from crate_dsl.compiler.masks import Columns, Rule, Term, allowed
 from crate_dsl.compiler.operators import FLOAT32_SPACING, Typing
 from crate_dsl.compiler.steps.compress.operator import LOST, Compress, Decompress, SubspaceStep
 from crate_dsl.compiler.steps.norm.onnx import normalise
@@ -30,6 +31,39 @@ def square_mask(b: Body, mask_bn: str) -> str:
     batch, tokens = b("Shape", mask_bn, start=0, end=1), b("Shape", mask_bn, start=1, end=2)
     shape = b("Concat", batch, b.integers(1), tokens, tokens, axis=0)
     return b("Expand", b("Unsqueeze", mask_bn, b.integers(1, 2)), shape)
+
+
+_SIGNS = {"==": "Equal", "<": "Less", "<=": "LessOrEqual", ">": "Greater", ">=": "GreaterOrEqual"}
+
+
+def ruled(b: Body, rule: Rule, columns: Columns | None, z_bnd: str) -> str:
+    """Which keys each token attends to, (N, N): a constant, or, where only places are known, worked out at run time."""
+    if columns is not None:
+        count = len(columns.queries[0][1])
+        rows = allowed(rule, columns, count, count)
+        bits = np.unpackbits(np.frombuffer(rows.packed(), np.uint8), bitorder="little")
+        return b.constant(bits.reshape(count, -1)[:, :count].astype(bool))
+    count = b("Squeeze", b("Shape", z_bnd, start=1, end=2))
+    place_n = b("Range", b.constant(np.int64(0)), count, b.constant(np.int64(1)))
+
+    def side(terms: tuple[Term, ...], constant: int, axis: int) -> str:
+        total = b("Mul", place_n, b.integers(sum(term.factor for term in terms)))
+        return b("Unsqueeze", b("Add", total, b.integers(constant)), b.integers(axis))
+
+    found: str | None = None
+    for all_of in rule.alternatives:
+        mine: str | None = None
+        for one in all_of:
+            operands = side(one.keys, 0, 0), side(one.queries, one.constant, 1)
+            if one.sign == "!=":
+                holds = b("Not", b("Equal", *operands))
+            else:
+                holds = b(_SIGNS[one.sign], *operands)
+            mine = holds if mine is None else b("And", mine, holds)
+        assert mine is not None, "an alternative has a comparison"
+        found = mine if found is None else b("Or", found, mine)
+    assert found is not None, "a rule has an alternative"
+    return found
 
 
 def token_alpha(b: Body, rank: int, eps: float, z_bnd: str) -> str:
@@ -130,7 +164,13 @@ def factors(
 
 
 def branch(
-    b: Body, op: SubspaceStep, z_bnd: str, rate: str | None, alpha: str, given: Mapping[str, str]
+    b: Body,
+    op: SubspaceStep,
+    typing: Typing,
+    z_bnd: str,
+    rate: str | None,
+    alpha: str,
+    given: Mapping[str, str],
 ) -> str:
     """F(Z): what `compress` adds."""
     subspaces = given["subspaces"]
@@ -144,6 +184,8 @@ def branch(
     arguments = [query_bnm, w_bnm, w_bnm]
     if "mask" in given:
         arguments.append(square_mask(b, given["mask"]))
+    if isinstance(op.mask, Rule):
+        arguments.append(ruled(b, op.mask, typing.facts, z_bnd))
     heads_bnm = b(
         "Attention",
         *arguments,
@@ -166,13 +208,13 @@ def branch(
 
 def compress(b: Body, op: Compress, typing: Typing, z_bnd: str, **given: str) -> str:
     alpha, rate = factors(b, op, typing, z_bnd, given)
-    return b("Add", z_bnd, branch(b, op, z_bnd, rate, alpha, given))
+    return b("Add", z_bnd, branch(b, op, typing, z_bnd, rate, alpha, given))
 
 
 def decompress(b: Body, op: Decompress, typing: Typing, y_bnd: str, **given: str) -> str:
     alpha, rate = factors(b, op, typing, y_bnd, given)
 
     def turn(inner: Body, x_bnd: str) -> str:
-        return inner("Sub", y_bnd, branch(inner, op, x_bnd, rate, alpha, given))
+        return inner("Sub", y_bnd, branch(inner, op, typing, x_bnd, rate, alpha, given))
 
     return b.repeat(op.sweeps(FLOAT32_SPACING), y_bnd, turn)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from math import ceil, log, sqrt
 from typing import Any, ClassVar, Literal
 
+from crate_dsl.compiler.masks import Columns, Rule
 from crate_dsl.compiler.operators import (
     FLOAT32_SPACING,
     FLOAT64_SPACING,
@@ -36,6 +37,7 @@ from crate_dsl.compiler.operators import (
     learned_slots,
     linear_initial,
 )
+from crate_dsl.compiler.steps.attend.rule import columns_of
 from crate_dsl.compiler.steps.norm.operator import LayerNorm, NoNorm, NormForm, norm_slots, width_of
 from crate_dsl.compiler.types import TensorType
 
@@ -68,7 +70,7 @@ class SubspaceStep(Operator):
     eps: Positive = 0.5
     scale: PositiveScalar | None = None
     constraint: Literal["none", "orthonormal"] = "none"
-    mask: Literal["none", "causal"] | Port = "none"
+    mask: Literal["none", "causal"] | Port | Rule = "none"
     norm: NormForm = LayerNorm()
     dropout: Fraction01 = 0.0
     bias: bool | None = None
@@ -129,9 +131,10 @@ class SubspaceStep(Operator):
             if self.biased:
                 weights["out_bias"] = Slot((width,), linear_initial(inner))
         given = {name: slot for name, slot in learned_slots(self).items() if name != "bases"}
+        facts: Columns | None = columns_of(self.mask, tokens) if isinstance(self.mask, Rule) else None
         count = tokens.shape[0].bound
         once, each = self._flops(count, width)
-        return Typing((tokens,), weights | given, flops=once + each, guards=self._guards(count, width))
+        return Typing((tokens,), weights | given, facts, once + each, self._guards(count, width))
 
     def _check(self, tokens: TensorType, width: int) -> None:
         """What does not go together. Raises `Mistake`."""
@@ -298,6 +301,9 @@ class Compress(SubspaceStep):
     `constraint = orthonormal` holds the rows of all bases together orthonormal, so that ‖U‖₂ = 1. `bases` takes a
     `learn` of shape [subspaces * rank, dim] in their place, which other steps may share; a constraint holds for all of
     them.
+
+    `mask` is `causal`, a boolean for each token, or a rule over attributes of `query` and `key`, as
+    `key.place <= query.place and query.place - key.place < 8`.
 
     What is left out follows from `gradient`. Attention: `out = free` with a bias, the softmax scale
     s = rank^(-1/2), κ = 1. Softmax: `out = tied`, s = 1, and for `step` κ half of 1/α. Exact and Neumann: `out =

@@ -6,6 +6,7 @@ import numpy as np
 
 from crate_dsl.compiler.draft import Array, Draft
 from crate_dsl.compiler.graph import Node, Value
+from crate_dsl.compiler.masks import Rule
 from crate_dsl.compiler.operators import Port
 from crate_dsl.compiler.steps.arithmetic.operator import Add, Subtract
 from crate_dsl.compiler.steps.classic.operator import Scale
@@ -32,10 +33,18 @@ def decompress(d: Draft, node: Node) -> Value | None:
 
 
 def _branch(d: Draft, node: Node, op: SubspaceStep) -> Value | None:
-    """F(Z), where it is attention; None where it is not, or where a factor is another one for each sample or length."""
+    """F(Z), where it is attention. None where it is not, where its mask is a rule, or where a factor is another one for
+    each sample or length.
+    """
     tokens = d.type_of(node.inputs[0]).shape[0].static
     derived = op.gradient == "softmax"
-    if op.spectral or isinstance(op.step, Port) or isinstance(op.scale, Port) or (derived and tokens is None):
+    if (
+        op.spectral
+        or isinstance(op.mask, Rule)
+        or isinstance(op.step, Port)
+        or isinstance(op.scale, Port)
+        or (derived and tokens is None)
+    ):
         return None
     scale = d.number(node, "scale") if "scale" in node.weights else op.softmax_scale
     if np.size(scale) != 1 or scale <= 0:  # ONNX has no attention with such a scale
