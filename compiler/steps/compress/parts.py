@@ -35,7 +35,12 @@ def _branch(d: Draft, node: Node, op: SubspaceStep) -> Value | None:
     """F(Z), where it is attention; None where it is not, or where a factor is another one for each sample or length."""
     tokens = d.type_of(node.inputs[0]).shape[0].static
     derived = op.gradient == "softmax"
-    if op.spectral or isinstance(op.step, Port) or isinstance(op.scale, Port) or (derived and tokens is None):
+    if (
+        not op.attends
+        or isinstance(op.step, Port)
+        or isinstance(op.scale, Port)
+        or (derived and tokens is None)
+    ):
         return None
     scale = d.number(node, "scale") if "scale" in node.weights else op.softmax_scale
     if np.size(scale) != 1 or scale <= 0:  # ONNX has no attention with such a scale
