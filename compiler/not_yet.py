@@ -4,7 +4,7 @@ from __future__ import annotations
 
 _STEPS = (
     "ema each scan unscan shift corrupt merge tile quantize crops augment "
-    "mask_tokens drop_path cross_compress sinusoid rotary diffusion "
+    "mask_tokens drop_path rotary diffusion "
     "denoising next_token masked_token rate commitment match info_nce "
     "rotation"
 )
@@ -24,10 +24,4 @@ ARGUMENTS = frozenset(
 )
 
 #: Words of arguments that are there, as (step, argument, word).
-WORDS = frozenset(
-    (step, argument, word)
-    for (step, argument), words in {
-        ("compress", "gradient"): "statistics representatives",
-    }.items()
-    for word in words.split()
-)
+WORDS: frozenset[tuple[str, str, str]] = frozenset()

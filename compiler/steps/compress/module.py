@@ -13,6 +13,8 @@ from crate_dsl.compiler.modules import Bound, StepModule
 from crate_dsl.compiler.operators import Port
 from crate_dsl.compiler.steps.attend.module import attention, later, ruled
 from crate_dsl.compiler.steps.compress.operator import LOST
+from crate_dsl.compiler.steps.compress.representatives import by_way_of, pooled
+from crate_dsl.compiler.steps.compress.statistics import Sums, biases_at, of_all, so_far
 from crate_dsl.compiler.steps.norm.module import normalise
 from crate_dsl.compiler.types import TensorType
 
@@ -66,18 +68,20 @@ class SubspaceModule(StepModule):
             with torch.autocast(z_bnd.device.type, enabled=False):
                 return op.fraction / squared_norm(self._bases(given))
         if op.step is None:
-            return 1.0 if op.gradient == "attention" else 0.5
+            return 0.5 if op.derived else 1.0
         kappa = self.scalar("step", given.get("step"))
-        return kappa if op.gradient == "attention" else kappa * op.alpha(z_bnd.shape[1])
+        return kappa * op.alpha(z_bnd.shape[1]) if op.derived else kappa
 
     def _branch(self, z_bnd: Tensor, rate: Tensor | float, given: Mapping[str, Tensor]) -> Tensor:
         """F(Z): (B, N, d) -> (B, N, d)."""
         op = self.operator
         x_bnd = self._normalised(z_bnd, given)
-        # U_k^T X for every subspace at once; tokens are rows here.
-        w_bnm = F.linear(x_bnd, self._bases(given))
+        w_bnm = self._projected(x_bnd, given)
         if op.spectral:
             return self._dropped(-rate * self._spectral(w_bnm, given))
+        if not op.attends:
+            heads_bknp, _ = self._summarised(w_bnm, given)
+            return self._dropped(self._led_back(x_bnd, heads_bknp, rate, given))
         # A softmax scale that is a number is left to the kernel; one that is a tensor multiplies the queries.
         fixed = op.scale is None or isinstance(op.scale, float)
         w_bknp = self._heads(w_bnm)
@@ -102,6 +106,25 @@ class SubspaceModule(StepModule):
             g_bknp = damped(w_bknp, alpha) if op.gradient == "exact" else series(w_bknp, alpha)
         return self._joined(g_bknp) @ self._bases(given)
 
+    def _summarised(self, w_bnm: Tensor, given: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """What statistics or representatives make of the projected tokens, (B, K, N, p), and the taps."""
+        op, w_bknp = self.operator, self._heads(w_bnm)
+        if op.gradient == "representatives":
+            r_bkmp = w_bknp if op.pool is None else self._heads(pooled(w_bnm, op.pool, self.facts))
+            heads_bknp, assignment_bkmn = by_way_of(
+                r_bkmp, w_bknp, op.softmax_scale, self.representatives_step, self.tokens_step
+            )
+            return heads_bknp, {"representatives": r_bkmp, "assignment": assignment_bkmn}
+        # Sums over all tokens are too long for half precision.
+        with torch.autocast(w_bnm.device.type, enabled=False):
+            temperature_k = precise(self.temperature)
+            if op.running:
+                bias_kn = precise(self.energy_bias)[:, : w_bnm.shape[1]]
+                heads_bknp, membership_bkn, _ = so_far(precise(w_bknp), temperature_k, bias_kn)
+            else:
+                heads_bknp, membership_bkn = of_all(precise(w_bknp), temperature_k, given.get("mask"))
+        return heads_bknp.to(w_bnm.dtype), {"membership": membership_bkn}
+
     def _led_back(
         self, x_bnd: Tensor, heads_bknp: Tensor, rate: Tensor | float, given: Mapping[str, Tensor]
     ) -> Tensor:
@@ -124,13 +147,16 @@ class SubspaceModule(StepModule):
         """F(Z) and the taps, the softmax written out."""
         op, rate = self.operator, self._rate(z_bnd, given)
         x_bnd = self._normalised(z_bnd, given)
-        w_bnm = F.linear(x_bnd, self._bases(given))
+        w_bnm = self._projected(x_bnd, given)
         w_bknp = self._heads(w_bnm)
         taps = {"norm": x_bnd, "projection": w_bknp}
         alpha = op.alpha(z_bnd.shape[1])
         if op.spectral:
             ascent_bnd = self._spectral(w_bnm, given)
             return self._dropped(-rate * ascent_bnd), taps | {"gradient": alpha * ascent_bnd}
+        if not op.attends:
+            heads_bknp, inside = self._summarised(w_bnm, given)
+            return self._dropped(self._led_back(x_bnd, heads_bknp, rate, given)), taps | inside
         fixed = op.scale is None or isinstance(op.scale, float)
         query_bnm = w_bnm * (op.softmax_scale if fixed else self.scalar("scale", given.get("scale")))
         logits_bknn = self._heads(query_bnm) @ w_bknp.mT
@@ -178,6 +204,10 @@ class SubspaceModule(StepModule):
         bases = self.weight_of("subspaces", given)
         assert bases is not None
         return bases
+
+    def _projected(self, x_bnd: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        """W: U_kᵀ X for every subspace at once, where tokens are rows: (B, N, d) -> (B, N, m)."""
+        return F.linear(x_bnd, self._bases(given), getattr(self, "projection_bias", None))
 
     def _normalised(self, z_bnd: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         weight, bias = self.weight_of("norm_weight", given), self.weight_of("norm_bias", given)
@@ -230,3 +260,27 @@ class Decompress(SubspaceModule):
     def _sweeps(self, y_bnd: Tensor) -> int:
         times: int = self.operator.sweeps(torch.finfo(y_bnd.dtype).eps)
         return times
+
+
+class StatisticsStep(SubspaceModule):
+    """Z + F(Z) of the next tokens, (B, m, d), given how many were before them, (B,), and their sums; and the sums."""
+
+    def forward(
+        self,
+        z_bnd: Tensor,
+        past_b: Tensor,
+        squares_bkp: Tensor,
+        weighted_bkp: Tensor,
+        memberships_bk: Tensor,
+        **given: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x_bnd = self._normalised(z_bnd, given)
+        w_bnm = self._projected(x_bnd, given)
+        with torch.autocast(z_bnd.device.type, enabled=False):
+            bias_bkn = biases_at(precise(self.energy_bias), past_b, z_bnd.shape[1])
+            before = Sums(squares_bkp, weighted_bkp, memberships_bk)
+            heads_bknp, _, after = so_far(
+                precise(self._heads(w_bnm)), precise(self.temperature), bias_bkn, before
+            )
+        branch_bnd = self._led_back(x_bnd, heads_bknp.to(w_bnm.dtype), self._rate(z_bnd, given), given)
+        return z_bnd + self._dropped(branch_bnd), after.squares, after.weighted, after.memberships

@@ -13,7 +13,14 @@ import numpy as np
 from crate_dsl.compiler.functions import Body
 from crate_dsl.compiler.masks import Columns, Rule, Term, allowed
 from crate_dsl.compiler.operators import FLOAT32_SPACING, Typing
-from crate_dsl.compiler.steps.compress.operator import LOST, Compress, Decompress, SubspaceStep
+from crate_dsl.compiler.steps.compress.onnx_summaries import biases_at, by_way_of, of_all, pooled, so_far
+from crate_dsl.compiler.steps.compress.operator import (
+    LOST,
+    Compress,
+    Decompress,
+    StatisticsStep,
+    SubspaceStep,
+)
 from crate_dsl.compiler.steps.norm.onnx import normalise
 
 #: Newton-Schulz steps towards an inverse. Eigenvalues lie in [f, f + s] with s ≤ f / (8 · 2⁻²³), see `inverted`: the
@@ -145,10 +152,10 @@ def spectral(b: Body, op: SubspaceStep, w_bnm: str, alpha: str, subspaces: str) 
 def factors(
     b: Body, op: SubspaceStep, typing: Typing, z_bnd: str, given: Mapping[str, str]
 ) -> tuple[str, str | None]:
-    """α, which published attention does without; and what the branch is multiplied by: κ with attention as published,
-    κα in derived steps, None for 1.
+    """α, which published layers do without; and what the branch is multiplied by: κ in those, κα in derived steps, None
+    for 1.
     """
-    if op.gradient == "attention":
+    if not op.derived:
         return "", None if op.step is None else b.scalar(op, "step", given.get("step"))
     alpha = token_alpha(b, op.rank, op.eps, z_bnd)
     if op.fraction is not None:
@@ -173,20 +180,35 @@ def branch(
     given: Mapping[str, str],
 ) -> str:
     """F(Z): what `compress` adds."""
-    subspaces = given["subspaces"]
-    x_bnd = normalise(b, op.norm, z_bnd, given.get("norm_weight"), given.get("norm_bias"))
-    w_bnm = b("MatMul", x_bnd, b("Transpose", subspaces, perm=[1, 0]))
+    x_bnd, w_bnm = projected(b, op, z_bnd, given)
     if op.spectral:
         assert rate is not None
-        return b("Neg", b("Mul", rate, spectral(b, op, w_bnm, alpha, subspaces)))
+        return b("Neg", b("Mul", rate, spectral(b, op, w_bnm, alpha, given["subspaces"])))
+    if op.attends:
+        heads_bnm = attended(b, op, typing, w_bnm, given)
+    else:
+        heads_bnm = joined(b, summarised(b, op, typing, w_bnm, given), op.subspaces * op.rank)
+    return led_back(b, op, x_bnd, heads_bnm, rate, alpha, given)
+
+
+def projected(b: Body, op: SubspaceStep, z_bnd: str, given: Mapping[str, str]) -> tuple[str, str]:
+    """X = norm Z, and W."""
+    x_bnd = normalise(b, op.norm, z_bnd, given.get("norm_weight"), given.get("norm_bias"))
+    w_bnm = b("MatMul", x_bnd, b("Transpose", given["subspaces"], perm=[1, 0]))
+    bias = given.get("projection_bias")
+    return x_bnd, w_bnm if bias is None else b("Add", w_bnm, bias)
+
+
+def attended(b: Body, op: SubspaceStep, typing: Typing, w_bnm: str, given: Mapping[str, str]) -> str:
+    """Attention with q = k = v: (B, N, m)."""
     scale = given.get("scale")
     query_bnm = w_bnm if scale is None else b("Mul", w_bnm, b.scalar(op, "scale", scale))
     arguments = [query_bnm, w_bnm, w_bnm]
     if "mask" in given:
         arguments.append(square_mask(b, given["mask"]))
     if isinstance(op.mask, Rule):
-        arguments.append(ruled(b, op.mask, typing.facts, z_bnd))
-    heads_bnm = b(
+        arguments.append(ruled(b, op.mask, typing.facts, w_bnm))
+    return b(
         "Attention",
         *arguments,
         q_num_heads=op.subspaces,
@@ -194,6 +216,36 @@ def branch(
         scale=op.softmax_scale if scale is None else 1.0,
         is_causal=int(op.mask == "causal"),
     )
+
+
+def summarised(b: Body, op: SubspaceStep, typing: Typing, w_bnm: str, given: Mapping[str, str]) -> str:
+    """What statistics or representatives make of the projected tokens: (B, K, N, p)."""
+    w_bknp = split(b, w_bnm, op.subspaces, op.rank)
+    if op.gradient == "representatives":
+        r_bkmp = w_bknp
+        if op.pool is not None:
+            pooled_bmm = pooled(b, w_bnm, op.pool, typing.facts, op.subspaces * op.rank)
+            r_bkmp = split(b, pooled_bmm, op.subspaces, op.rank)
+        steps = (given["representatives_step"], given["tokens_step"])
+        return by_way_of(b, r_bkmp, w_bknp, op.softmax_scale, *steps)
+    if not op.running:
+        return of_all(b, w_bknp, given["temperature"], given.get("mask"))
+    count = b("Shape", w_bnm, start=1, end=2)
+    bias_kn = b("Slice", given["energy_bias"], b.integers(0), count, b.integers(1))
+    return so_far(b, w_bknp, op.rank, given["temperature"], bias_kn)[0]
+
+
+def led_back(
+    b: Body,
+    op: SubspaceStep,
+    x_bnd: str,
+    heads_bnm: str,
+    rate: str | None,
+    alpha: str,
+    given: Mapping[str, str],
+) -> str:
+    """What the heads amount to: (B, N, m) -> (B, N, d)."""
+    subspaces = given["subspaces"]
     if op.gradient == "softmax":
         mssa_bnd = b("Mul", alpha, b("MatMul", heads_bnm, subspaces))
         out_bnd = b("Sub", mssa_bnd, x_bnd)
@@ -218,3 +270,25 @@ def decompress(b: Body, op: Decompress, typing: Typing, y_bnd: str, **given: str
         return inner("Sub", y_bnd, branch(inner, op, typing, x_bnd, rate, alpha, given))
 
     return b.repeat(op.sweeps(FLOAT32_SPACING), y_bnd, turn)
+
+
+def statistics_step(
+    b: Body,
+    op: StatisticsStep,
+    typing: Typing,
+    z_bnd: str,
+    past_b: str,
+    squares_bkp: str,
+    weighted_bkp: str,
+    memberships_bk: str,
+    **given: str,
+) -> tuple[str, ...]:
+    x_bnd, w_bnm = projected(b, op, z_bnd, given)
+    w_bknp = split(b, w_bnm, op.subspaces, op.rank)
+    bias_bkn = biases_at(b, given["energy_bias"], past_b, w_bnm)
+    heads_bknp, *sums = so_far(
+        b, w_bknp, op.rank, given["temperature"], bias_bkn, (squares_bkp, weighted_bkp, memberships_bk)
+    )
+    alpha, rate = factors(b, op, typing, z_bnd, given)
+    heads_bnm = joined(b, heads_bknp, op.subspaces * op.rank)
+    return (b("Add", z_bnd, led_back(b, op, x_bnd, heads_bnm, rate, alpha, given)), *sums)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import ceil, log, sqrt
+from math import ceil, log
 from typing import Any, ClassVar, Literal
 
 from crate_dsl.compiler.masks import Columns, Rule
@@ -17,14 +17,16 @@ from crate_dsl.compiler.operators import (
     FixedPoint,
     Form,
     Fraction01,
-    Guard,
     Inverse,
     Iterations,
     LearnedInverse,
     Mistake,
     Mode,
     NoInverse,
+    Normal,
+    Ones,
     Operator,
+    OperatorKind,
     Port,
     Positive,
     PositiveScalar,
@@ -32,17 +34,26 @@ from crate_dsl.compiler.operators import (
     Typing,
     Weight,
     Whole,
+    Zeros,
     every_weight,
     handed_over,
     learned_slots,
     linear_initial,
 )
 from crate_dsl.compiler.steps.attend.rule import columns_of
+from crate_dsl.compiler.steps.compress.guards import guards
+from crate_dsl.compiler.steps.compress.pooling import Pool, patches_of
+from crate_dsl.compiler.steps.compress.together import check_arguments
 from crate_dsl.compiler.steps.norm.operator import LayerNorm, NoNorm, NormForm, norm_slots, width_of
+from crate_dsl.compiler.steps.position.operator import Patches
 from crate_dsl.compiler.types import TensorType
 
 #: I + α W Wᵀ is rounded in proportion to its largest eigenvalue: an identity below so many spacings of that is lost.
 LOST = 8
+
+#: What keeps the divisors of token statistics from zero, as published: of the sum of a channel's squares over all
+#: tokens, over the tokens so far, and of a subspace's memberships.
+ALL_SQUARES, SQUARES_SO_FAR, MEMBERSHIPS = 1e-24, 1e-12, 1e-8
 
 
 class Relative(Form):
@@ -64,7 +75,9 @@ class SubspaceStep(Operator):
 
     subspaces: Whole
     rank: Whole
-    gradient: Literal["attention", "softmax", "neumann", "exact"] = "attention"
+    gradient: Literal["attention", "softmax", "neumann", "exact", "statistics", "representatives"] = (
+        "attention"
+    )
     out: Literal["free", "tied"] | None = None
     step: PositiveScalar | Relative | None = None
     eps: Positive = 0.5
@@ -75,8 +88,32 @@ class SubspaceStep(Operator):
     dropout: Fraction01 = 0.0
     bias: bool | None = None
     bases: Weight | None = None
+    length: Whole | None = None
+    representatives: Pool | Literal["tokens"] | None = None
 
     # -------------------------------------------------------------- what the arguments amount to
+
+    @property
+    def derived(self) -> bool:
+        """Whether it is a step of the derivation, κα times a gradient; else a layer as published."""
+        return self.gradient in ("softmax", "neumann", "exact")
+
+    @property
+    def attends(self) -> bool:
+        """Whether tokens attend to tokens, pair by pair."""
+        return self.gradient in ("attention", "softmax")
+
+    @property
+    def running(self) -> bool:
+        """Whether it takes the statistics of the tokens so far: ToST's language form."""
+        return self.gradient == "statistics" and self.mask == "causal"
+
+    @property
+    def pool(self) -> Pool | None:
+        """The cells whose means represent the tokens, as published 8 x 8; None where tokens represent themselves."""
+        if self.representatives == "tokens":
+            return None
+        return self.representatives or Pool(rows=8, columns=8)
 
     @property
     def spectral(self) -> bool:
@@ -88,7 +125,7 @@ class SubspaceStep(Operator):
         """Whether the bases themselves lead back to the tokens (always in derived steps, on request in the
         published one).
         """
-        return self.out == "tied" or (self.out is None and self.gradient != "attention")
+        return self.out == "tied" or (self.out is None and self.derived)
 
     @property
     def biased(self) -> bool:
@@ -105,13 +142,11 @@ class SubspaceStep(Operator):
         """p^(-1/2) as published; 1 in the derivation. Not asked for where `scale` is learned or handed over."""
         if isinstance(self.scale, float):
             return self.scale
-        return self.rank**-0.5 if self.gradient == "attention" else 1.0
+        return 1.0 if self.derived else self.rank**-0.5
 
     @property
     def taps(self) -> tuple[str, ...]:
-        attention = () if self.spectral else ("attention",)
-        gradient = () if self.gradient == "attention" else ("gradient",)
-        return ("norm", "projection", *attention, *gradient)
+        return ("norm", "projection", *TAPS[self.gradient])
 
     def alpha(self, tokens: int) -> float:
         """α = p / (N ε²)."""
@@ -126,47 +161,38 @@ class SubspaceStep(Operator):
         inner = self.subspaces * self.rank
         weights: dict[str, Slot | Weight] = dict(norm_slots(self.norm, width, "norm_"))
         weights["subspaces"] = bases_of(self.bases, inner, width, self.constraint)
+        weights |= self._own(tokens, inner, width)
         if not self.tied:
             weights["out_weight"] = Slot((width, inner), linear_initial(inner))
             if self.biased:
                 weights["out_bias"] = Slot((width,), linear_initial(inner))
         given = {name: slot for name, slot in learned_slots(self).items() if name != "bases"}
-        facts: Columns | None = columns_of(self.mask, tokens) if isinstance(self.mask, Rule) else None
+        facts: Columns | Patches | None = (
+            columns_of(self.mask, tokens) if isinstance(self.mask, Rule) else None
+        )
         count = tokens.shape[0].bound
         once, each = self._flops(count, width)
-        return Typing((tokens,), weights | given, facts, once + each, self._guards(count, width))
+        if self.gradient == "representatives" and self.pool is not None:
+            facts = patches_of(tokens, self.pool)
+        return Typing((tokens,), weights | given, facts, once + each, guards(self, count, width))
+
+    def _own(self, tokens: TensorType, inner: int, width: int) -> dict[str, Slot]:
+        """What statistics and representatives learn beside the bases, with the published initial values."""
+        heads = (self.subspaces,)
+        if self.gradient == "representatives":
+            drawn = Slot(heads, Normal(std=1.0))
+            return {"representatives_step": drawn, "tokens_step": drawn}
+        if self.gradient != "statistics":
+            return {}
+        if not self.running:
+            return {"temperature": Slot(heads, Ones())}
+        bias = {"projection_bias": Slot((inner,), linear_initial(width))} if self.biased else {}
+        table = Slot((*heads, table_length(self.length, tokens)), Zeros())
+        return bias | {"temperature": Slot(heads, Ones()), "energy_bias": table}
 
     def _check(self, tokens: TensorType, width: int) -> None:
         """What does not go together. Raises `Mistake`."""
-        derived = self.gradient != "attention"
-        if derived and self.out == "free":
-            raise Mistake(
-                "E0305",
-                "the derived step leads back through its own bases: `out = free` needs `gradient = attention`",
-                at="out",
-            )
-        if derived and self.mask != "none":
-            raise Mistake(
-                "E0305",
-                f"`gradient = {self.gradient}` has no published masked form",
-                "`gradient = attention` takes a mask",
-                at="mask",
-            )
-        if self.spectral and self.scale is not None:
-            message = f"`scale` is that of a softmax, and `gradient = {self.gradient}` has none"
-            raise Mistake("E0305", message, at="scale")
-        if not derived and isinstance(self.step, Relative):
-            raise Mistake(
-                "E0305",
-                "a relative step is a fraction of what the gradient's Lipschitz constant allows, and published "
-                "attention is not a gradient",
-                "write a number, or `gradient = exact`",
-                at="step",
-            )
-        if self.tied and self.bias:
-            raise Mistake(
-                "E0305", "a tied output map has no bias", "leave `bias` out, or write `out = free`", at="bias"
-            )
+        check_arguments(self)
         if self.constraint == "orthonormal":
             check_orthonormal(self.subspaces, self.rank, width)
         if isinstance(self.mask, Port):
@@ -177,11 +203,23 @@ class SubspaceStep(Operator):
         inner = self.subspaces * self.rank
         norm = 0 if isinstance(self.norm, NoNorm) else 5 * count * width
         maps = 2 * 2 * count * width * inner
-        if not self.spectral:
-            return self._norm_flops(width), norm + maps + 2 * 2 * count * count * inner
+        return self._norm_flops(width), norm + maps + self._meeting_flops(count, inner)
+
+    def _meeting_flops(self, count: int, inner: int) -> int:
+        """Of what lets the projected tokens meet."""
+        if self.attends:
+            return 2 * 2 * count * count * inner
+        if self.gradient == "statistics":
+            # Of each entry the square and its sum, its share and their sum, its part of the mean and their sum, and of
+            # the result a product, a sum and a quotient; a softmax over subspaces.
+            return 9 * count * inner + 5 * count * self.subspaces
+        if self.gradient == "representatives":
+            cells = count if self.pool is None else self.pool.count
+            pooled = 0 if self.pool is None else count * inner
+            return pooled + 2 * 3 * count * cells * inner + 2 * 2 * cells * cells * inner
         # W Wᵀ; its product with W, or a Cholesky factor of p³/3 and two triangular solves.
         factor = self.subspaces * self.rank**3 // 3 if self.gradient == "exact" else 0
-        return self._norm_flops(width), norm + maps + 2 * 2 * count * self.rank * inner + factor
+        return 2 * 2 * count * self.rank * inner + factor
 
     def _norm_flops(self, width: int) -> int:
         """‖U‖₂ of free bases: the smaller of UᵀU and U Uᵀ, and its eigenvalues by reduction to tridiagonal form."""
@@ -190,59 +228,6 @@ class SubspaceStep(Operator):
         inner = self.subspaces * self.rank
         small = min(inner, width)
         return 2 * inner * width * small + 4 * small**3 // 3
-
-    def _guards(self, count: int, width: int) -> tuple[Guard, ...]:
-        """What the mathematics warns of, as far as it can be known without the weights: at the longest input, where α
-        is smallest.
-        """
-        guards = []
-        alpha, orthonormal = self.alpha(count), self.constraint == "orthonormal"
-        rate = self.fraction
-        if rate is None and orthonormal and isinstance(self.step, float):
-            rate = self.step * alpha
-        if self.spectral and rate is not None and rate >= 1:
-            guards.append(self._step_guard(rate, alpha))
-        if self.gradient == "neumann":
-            guards += self._radius_guards(count, width)
-        return tuple(guards)
-
-    def _step_guard(self, rate: float, alpha: float) -> Guard:
-        if self.fraction is None:
-            shown = f"κα‖U‖₂² = {self.step:g} · {alpha:.3g} = {rate:.3g}"
-            one, two = (f"{limit / alpha:.3g}" for limit in (1, 2))
-        else:
-            shown, one, two = f"κα‖U‖₂² = {rate:g}", "relative(1)", "relative(2)"
-        if rate >= 2:
-            message = f"this step increases the rate of small tokens: {shown}, and it descends only below 2"
-            return Guard("W0811", message, f"a step below {two}; to undo it as well, below {one}", at="step")
-        message = f"this step descends, but cannot be undone: {shown}, and it is one to one only below 1"
-        return Guard("W0810", message, f"a step below {one} can be undone", at="step")
-
-    def _radius_guards(self, count: int, width: int) -> list[Guard]:
-        """The Neumann series of (I + α WᵀW)⁻¹ converges where α‖W_k‖₂² < 1, and nowhere else."""
-        if isinstance(self.norm, NoNorm):
-            message = (
-                "`gradient = neumann` holds where α‖U_kᵀZ‖₂² < 1, and nothing bounds the size of tokens that are "
-                "not normalised"
-            )
-            return [Guard("W0813", message, "`gradient = exact` holds for tokens of every size", at="norm")]
-        if self.constraint == "none" or self.subspaces * self.rank != width:
-            return []
-        # Orthonormal bases that span keep the size of normalised tokens: Σ_k ‖W_k‖_F² = N d. So one W_k, which has
-        # min(p, N) singular values, has one with ‖W_k‖₂² ≥ N d / (K min(p, N)); none has more than N d.
-        least = self.alpha(count) * count * width / (self.subspaces * min(self.rank, count))
-        if least < 1:
-            return []
-        enough = sqrt(self.rank * width)
-        message = (
-            "`gradient = neumann` is outside of its radius of convergence: it needs α‖U_kᵀX‖₂² < 1, and of "
-            f"normalised tokens some subspace has at least {least:.3g}"
-        )
-        help = (
-            f"`gradient = exact` has no such radius; `eps` of at least {self.eps * sqrt(least):.3g} may be enough, "
-            f"above {enough:.3g} is"
-        )
-        return [Guard("W0812", message, help, at="gradient")]
 
     # -------------------------------------------------------------- what is certain
 
@@ -259,7 +244,9 @@ class SubspaceStep(Operator):
     def _contraction(self) -> float | NoInverse:
         """The branch's Lipschitz constant c < 1, for every input and all weights; or why there is none."""
         exact = "gradient = exact, step = relative(0.5), norm = none"
-        if self.gradient in ("attention", "softmax"):
+        if self.gradient == "statistics":
+            return NoInverse("nothing is known to bound how far token statistics move", exact)
+        if self.attends or self.gradient == "representatives":
             return NoInverse("attention has no Lipschitz constant that holds for every input", exact)
         if self.gradient == "neumann":
             return NoInverse("a Neumann gradient grows with the cube of its tokens", exact)
@@ -305,12 +292,33 @@ class Compress(SubspaceStep):
     `mask` is `causal`, a boolean for each token, or a rule over attributes of `query` and `key`, as
     `key.place <= query.place and query.place - key.place < 8`.
 
-    What is left out follows from `gradient`. Attention: `out = free` with a bias, the softmax scale
-    s = rank^(-1/2), κ = 1. Softmax: `out = tied`, s = 1, and for `step` κ half of 1/α. Exact and Neumann: `out =
-    tied`, `step = relative(0.5)`. A tied map has no bias.
+    What is left out follows from `gradient`. Attention, statistics and representatives: `out = free` with a bias, the
+    softmax scale s = rank^(-1/2), κ = 1. Softmax: `out = tied`, s = 1, and for `step` κ half of 1/α. Exact and Neumann:
+    `out = tied`, `step = relative(0.5)`. A tied map has no bias.
+
+    `gradient = statistics` is ToST's layer, linear in N: no token looks at another one. Π says how much each token
+    belongs to each subspace, by a softmax over the subspaces with a learned temperature for each; m_k = Σ_i π_ki w_ki²
+    / (Σ_i π_ki + 1e-8) are the second moments of the tokens in subspace k, channel by channel; what comes out is -π_ki
+    w_ki / (1 + m_k). It has two forms, which are two things in the published code as well. Without `mask = causal` it
+    is the vision form: a token's energy Σ_j w_kij² / Σ_i w_kij² is its share of all tokens' squares, and m is over all
+    tokens. A boolean `mask` makes tokens that do not count zero in W and Π: they take no part in any sum, and of the
+    branch get the bias alone. With `mask = causal` it is the language form: both sums run over the tokens so far. A
+    share then depends on the place, the first token's is 1, and a learned bias for each subspace and place is added to
+    each channel's share. So there are no more places than `length`, which is for this form alone; and `bias` is that of
+    the projection, too.
+
+    `gradient = representatives` is CBSA's layer, linear in N: M representatives R attend to all projected tokens, A =
+    softmax(s R Wᵀ), take a learned step towards what they find, R + σ A W, attend to each other, and hand the result
+    back along Aᵀ, times a learned step τ; σ and τ are one number for each subspace. `representatives = pool(8, 8)`,
+    which is what is left out, are means over the cells of the grid that the tokens were cut from. Tokens beside the
+    grid, as a class token, take no part in the means, and are attended to like all. (The published classifier means to
+    do so too, but its class token stands first and the code leaves out the last token: a patch is lost, and the others
+    are one place further than where they belong. That is not copied.) `representatives = tokens` has R = W, and is N x
+    N.
 
     Taps: `norm` is X, (B, N, d); `projection` is W, (B, K, N, p); `attention` is (B, K, N, N), a row for each token
-    that attends; `gradient` is ∇Rᶜ of derived steps, (B, N, d).
+    that attends; `gradient` is ∇Rᶜ of derived steps, (B, N, d); `membership` is Π, (B, K, N); `representatives` is R,
+    (B, K, M, p), and `assignment` is A, (B, K, M, N).
     """
 
     word: ClassVar[str] = "compress"
@@ -318,9 +326,13 @@ class Compress(SubspaceStep):
         r"Z + \kappa\,\mathrm{MSSA}(\operatorname{norm} Z \mid U_{[K]}),\quad "
         r"\mathrm{MSSA}(X) = \sum_k O_k\, U_k^\top X \operatorname{softmax}(s\,(U_k^\top X)^\top (U_k^\top X))"
         r"\quad\text{or}\quad Z - \kappa \nabla R^c(\operatorname{norm} Z \mid U_{[K]})"
+        r"\quad\text{or}\quad Z - \kappa \sum_k O_k \operatorname{diag}(1 / (1 + m_k))\, W_k \operatorname{diag} \pi_k"
+        r"\quad\text{or}\quad Z + \kappa \sum_k \tau_k O_k\, \mathrm{MSA}(R_k + \sigma_k W_k A_k^\top) A_k"
     )
     source: ClassVar[str] = (
-        "Yu et al. 2023, White-Box Transformers via Sparse Rate Reduction, arXiv 2311.13110, eqs. 31-33"
+        "Yu et al. 2023, White-Box Transformers via Sparse Rate Reduction, arXiv 2311.13110, eqs. 31-33; statistics: "
+        "Wu et al. 2025, Token Statistics Transformer, arXiv 2412.17810, eq. 10; representatives: Wen et al. 2025, "
+        "Towards Interpretable and Efficient Attention (CBSA), arXiv 2509.16875"
     )
 
     def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
@@ -402,6 +414,66 @@ class Decompress(SubspaceStep):
         if self.iterations != "certified":
             return NoInverse("it is only as near to an inverse as its iterations", "iterations = certified")
         return Certificate(1 + found, f"its inverse is Z + F(Z), where F stretches by κα‖U‖₂² = {found:g}")
+
+
+class StatisticsStep(SubspaceStep):
+    """Causal statistics of the next tokens, given the sums over the tokens before: the compiler makes it of
+    `compress(gradient = statistics, mask = causal)`.
+
+    float[m, dim], how many tokens were before, and of those the sums of w², of π w² and of π -> float[m, dim] and the
+    sums with these m.
+    """
+
+    word: ClassVar[str] = "statistics_step"
+    kind: ClassVar[OperatorKind] = "lowered"
+    formula: ClassVar[str] = (
+        r"S_t = S_{t-1} + w_t^2,\; T_t = T_{t-1} + \pi_t w_t^2,\; c_t = c_{t-1} + \pi_t,\quad m_t = T_t / c_t"
+    )
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        return ()
+
+    def infer(self, *inputs: TensorType) -> Typing:
+        tokens, _, *sums = inputs
+        typing = super().infer(tokens)
+        return replace(typing, outputs=(*typing.outputs, *sums))
+
+
+#: The tensors inside a step that a reader asks for, beside the norm and the projection.
+TAPS = {
+    "attention": ("attention",),
+    "softmax": ("attention", "gradient"),
+    "neumann": ("gradient",),
+    "exact": ("gradient",),
+    "statistics": ("membership",),
+    "representatives": ("representatives", "assignment"),
+}
+
+
+def table_length(length: int | None, tokens: TensorType) -> int:
+    """How many tokens a table over the places has a column for. Raises `Mistake` where there may be more."""
+    count = tokens.shape[0]
+    if length is None:
+        if count.static is None:
+            raise Mistake(
+                "E0351",
+                "causal statistics have a bias for each place and need a `length`: there are "
+                f"{count} tokens, which is known only at run time",
+                f"there are at most {count.bound} here: `length = {count.bound}`",
+                at="mask",
+            )
+        return count.static
+    if count.bound > length:
+        many = f"{count}, at most {count.bound}, tokens" if count.static is None else f"{count} tokens"
+        raise Mistake(
+            "E0352",
+            f"biases of {length} places are too few for {many}",
+            f"`length = {count.bound}` is enough",
+            at="length",
+            label=str(length),
+        )
+    return length
 
 
 def bases_of(given: Weight | None, inner: int, width: int, constraint: Constraint) -> Slot | Weight:

@@ -39,7 +39,7 @@ def _branch(d: Draft, node: Node, op: SubspaceStep) -> Value | None:
     tokens = d.type_of(node.inputs[0]).shape[0].static
     derived = op.gradient == "softmax"
     if (
-        op.spectral
+        not op.attends
         or isinstance(op.mask, Rule)
         or isinstance(op.step, Port)
         or isinstance(op.scale, Port)

@@ -1,0 +1,116 @@
+"""Token statistics and representatives in ONNX. Axes: B batch, K subspaces, N tokens, M representatives, p rank."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from crate_dsl.compiler.functions import Body
+from crate_dsl.compiler.steps.compress.operator import ALL_SQUARES, MEMBERSHIPS, SQUARES_SO_FAR
+from crate_dsl.compiler.steps.compress.pooling import Pool, span
+from crate_dsl.compiler.steps.position.operator import Patches
+
+
+def of_all(b: Body, w_bknp: str, temperature_k: str, kept_bn: str | None) -> str:
+    """The vision form of token statistics: -(Π W) / (1 + m)."""
+    zero = b.number(0.0)
+    if kept_bn is not None:
+        w_bknp = b("Where", b("Unsqueeze", kept_bn, b.integers(1, 3)), w_bknp, zero)
+    squares_bknp = b("Mul", w_bknp, w_bknp)
+    all_bk1p = b("Max", b("ReduceSum", squares_bknp, b.integers(2), keepdims=1), b.number(ALL_SQUARES))
+    energies_bkn = b("ReduceSum", b("Div", squares_bknp, all_bk1p), b.integers(3), keepdims=0)
+    membership_bkn = _membership(b, energies_bkn, temperature_k)
+    if kept_bn is not None:
+        membership_bkn = b("Where", b("Unsqueeze", kept_bn, b.integers(1)), membership_bkn, zero)
+    total_bk1 = b("ReduceSum", membership_bkn, b.integers(2), keepdims=1)
+    shares_bkn = b("Div", membership_bkn, b("Add", total_bk1, b.number(MEMBERSHIPS)))
+    moments_bk1p = b("MatMul", b("Unsqueeze", shares_bkn, b.integers(2)), squares_bknp)
+    return _damped(b, w_bknp, b("Unsqueeze", membership_bkn, b.integers(3)), moments_bk1p)
+
+
+def so_far(
+    b: Body, w_bknp: str, rank: int, temperature_k: str, bias: str, before: tuple[str, str, str] | None = None
+) -> tuple[str, ...]:
+    """The language form: -(Π W) / (1 + m); and, where they are given before, Σ w², Σ π w² and Σ π after the last."""
+    squares_bknp = b("Mul", w_bknp, w_bknp)
+    squares, weighted, memberships = before or (None, None, None)
+    all_bknp = _running(b, squares_bknp, squares)
+    shares_bknp = b("Div", squares_bknp, b("Max", all_bknp, b.number(SQUARES_SO_FAR)))
+    # A channel's bias is added to each of p shares.
+    shares_bkn = b("ReduceSum", shares_bknp, b.integers(3), keepdims=0)
+    energies_bkn = b("Add", shares_bkn, b("Mul", b.number(rank), bias))
+    membership_bkn = _membership(b, energies_bkn, temperature_k)
+    membership_bkn1 = b("Unsqueeze", membership_bkn, b.integers(3))
+    weighted_bknp = _running(b, b("Mul", membership_bkn1, squares_bknp), weighted)
+    memberships_bkn = _running(b, membership_bkn, memberships)
+    divisors_bkn1 = b("Unsqueeze", b("Add", memberships_bkn, b.number(MEMBERSHIPS)), b.integers(3))
+    heads_bknp = _damped(b, w_bknp, membership_bkn1, b("Div", weighted_bknp, divisors_bkn1))
+    if before is None:
+        return (heads_bknp,)
+    last = b.constant(np.asarray(-1, np.int64))
+    after = (b("Gather", sums, last, axis=2) for sums in (all_bknp, weighted_bknp, memberships_bkn))
+    return (heads_bknp, *after)
+
+
+def biases_at(b: Body, energy_bias_kl: str, past_b: str, tokens: str) -> str:
+    """The biases of tokens that have so many before them: (B, K, N)."""
+    zero, one = (b.constant(np.asarray(value, np.int64)) for value in (0, 1))
+    count = b("Squeeze", b("Shape", tokens, start=1, end=2))
+    places_bn = b("Add", b("Unsqueeze", past_b, b.integers(1)), b("Range", zero, count, one))
+    return b("Transpose", b("Gather", energy_bias_kl, places_bn, axis=1), perm=[1, 0, 2])
+
+
+def _running(b: Body, values: str, before: str | None) -> str:
+    """Sums over the tokens so far, (B, K, N, …), those before included."""
+    sums = b("CumSum", values, b.constant(np.asarray(2, np.int64)))
+    return sums if before is None else b("Add", sums, b("Unsqueeze", before, b.integers(2)))
+
+
+def _membership(b: Body, energies_bkn: str, temperature_k: str) -> str:
+    """A softmax over subspaces, with a temperature for each."""
+    return b("Softmax", b("Mul", energies_bkn, b("Unsqueeze", temperature_k, b.integers(1))), axis=1)
+
+
+def _damped(b: Body, w_bknp: str, membership_bkn1: str, moments: str) -> str:
+    return b("Div", b("Mul", w_bknp, membership_bkn1), b("Sub", b.number(-1.0), moments))
+
+
+def pooled(b: Body, w_bnm: str, pool: Pool, patches: Patches, inner: int) -> str:
+    """Means of the patches over cells of their grid, rows first: (B, N, m) -> (B, M, m), where m is K p."""
+    stop = patches.start + patches.count
+    grid_bnm = b("Slice", w_bnm, b.integers(patches.start), b.integers(stop), b.integers(1))
+    lines = b("Reshape", grid_bnm, b.integers(0, patches.rows, patches.columns * inner))
+    rows = b("MatMul", b.constant(_means(pool.rows, patches.rows)), lines)
+    cells = b("Reshape", rows, b.integers(0, pool.rows, patches.columns, inner))
+    columns = b("MatMul", b.constant(_means(pool.columns, patches.columns)), cells)
+    return b("Reshape", columns, b.integers(0, pool.count, inner))
+
+
+def _means(cells: int, size: int) -> np.ndarray:
+    """The mean over each cell, of the rows or the columns of a grid: (cells, size)."""
+    means = np.zeros((cells, size), np.float32)
+    for cell in range(cells):
+        covered = span(cell, cells, size)
+        means[cell, covered.start : covered.stop] = 1 / len(covered)
+    return means
+
+
+def by_way_of(
+    b: Body, r_bkmp: str, w_bknp: str, scale: float, representatives_step_k: str, tokens_step_k: str
+) -> str:
+    """What representatives make of the tokens: (B, K, N, p)."""
+    assignment_bkmn = b("Softmax", _scores(b, r_bkmp, w_bknp, scale), axis=-1)
+    moved = b("Mul", _for_each(b, representatives_step_k), b("MatMul", assignment_bkmn, w_bknp))
+    moved_bkmp = b("Add", r_bkmp, moved)
+    among_bkmm = b("Softmax", _scores(b, moved_bkmp, moved_bkmp, scale), axis=-1)
+    contracted_bkmp = b("Mul", _for_each(b, tokens_step_k), b("MatMul", among_bkmm, moved_bkmp))
+    return b("MatMul", b("Transpose", assignment_bkmn, perm=[0, 1, 3, 2]), contracted_bkmp)
+
+
+def _scores(b: Body, query_bkmp: str, key_bknp: str, scale: float) -> str:
+    scaled = b("Mul", b.number(scale), query_bkmp)
+    return b("MatMul", scaled, b("Transpose", key_bknp, perm=[0, 1, 3, 2]))
+
+
+def _for_each(b: Body, steps_k: str) -> str:
+    """One number for each subspace: (K, 1, 1)."""
+    return b("Unsqueeze", steps_k, b.integers(1, 2))
