@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 _STEPS = (
-    "ema each scan unscan shift corrupt merge tile quantize crops augment "
-    "mask_tokens drop_path rotary diffusion "
-    "denoising next_token masked_token rate commitment match info_nce "
-    "rotation"
+    "ema each scan unscan shift corrupt merge tile quantize drop_path rotary diffusion denoising commitment"
 )
 #: Steps, derived stages and losses by name.
 STEPS = frozenset(_STEPS.split())
@@ -15,7 +12,6 @@ STEPS = frozenset(_STEPS.split())
 ARGUMENTS = frozenset(
     (step, argument)
     for step, arguments in {
-        "cross_entropy": "on",
         "mse": "by",
         "position": "by",
         "train": "start",

@@ -13,13 +13,9 @@ from crate_dsl.compiler.rates import rate_reduction, sparse_rate_reduction, unit
 EPS = 1e-6
 
 
-class CrossEntropy(StepModule):
-    """Logits (B, C) and labels (B), or (B, N, C) and (B, N) -> ()."""
-
-    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
-        return F.cross_entropy(
-            logits.flatten(0, -2), label.flatten(), label_smoothing=self.operator.smoothing
-        )
+def full(x: Tensor) -> Tensor:
+    """A tensor in its own precision, or in float32 if that is a half: losses are sums of many numbers."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class Mse(StepModule):
@@ -28,6 +24,7 @@ class Mse(StepModule):
     def forward(
         self, *, output: Tensor, target: Tensor, on: Tensor | None = None, except_: Tensor | None = None
     ) -> Tensor:
+        output, target = full(output), full(target)
         if self.operator.normalize == "patch":
             target = normalized(target)
         if except_ is not None:
@@ -51,7 +48,7 @@ class SparseRate(StepModule):
 
     def forward(self, *, of: Tensor, bases: Tensor) -> Tensor:
         op = self.operator
-        rms_bnd = unit_tokens(of) * of.shape[-1] ** 0.5
+        rms_bnd = unit_tokens(full(of)) * of.shape[-1] ** 0.5
         bases_kpd = bases.unflatten(0, (op.subspaces, -1))
         return -sparse_rate_reduction(rms_bnd, bases_kpd, op.penalty, op.eps).mean()
 
@@ -60,6 +57,7 @@ class RateReduction(StepModule):
     """Features (B, d), and classes (B) or shares of classes (B, C) -> ()."""
 
     def forward(self, *, features: Tensor, membership: Tensor) -> Tensor:
+        features = full(features)
         classes = self.operator.membership.type.classes
         if classes is not None:  # shares of 0 and 1: no shape depends on who is in the batch
             membership = F.one_hot(membership, classes).to(features.dtype)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from crate_dsl.compiler.accepts import spelled
 from crate_dsl.compiler.operators import (
-    Fraction01,
     Inside,
     Mistake,
     NonNegative,
@@ -26,56 +25,6 @@ from crate_dsl.compiler.types import TensorType, floats
 
 if TYPE_CHECKING:
     from crate_dsl.compiler.graph import Node
-
-
-class CrossEntropy(Operator):
-    """How unlikely the labels are under the softmax of the logits: the mean over samples (and tokens), in nats.
-
-    `smoothing` moves that share of each label's mass evenly to all classes.
-    """
-
-    word: ClassVar[str] = "cross_entropy"
-    kind: ClassVar[OperatorKind] = "objective"
-    formula: ClassVar[str] = (
-        r"-\tfrac{1}{B} \sum_b \sum_c q_{bc} \log \operatorname{softmax}(x_b)_c,\quad "
-        r"q_{bc} = (1 - \epsilon)\,[c = y_b] + \epsilon / C"
-    )
-    source: ClassVar[str] = (
-        "label smoothing: Szegedy et al. 2016, Rethinking the Inception Architecture, arXiv 1512.00567, 7"
-    )
-
-    logits: Port
-    label: Port
-    smoothing: Fraction01 = 0.0
-
-    def infer(self, *inputs: TensorType) -> Typing:
-        logits, label = self.logits.type, self.label.type
-        fits = logits.kind == "float" and label.kind == "index" and logits.rank in (1, 2)
-        if not fits or logits.shape[:-1] != label.shape:
-            raise Mistake(
-                "E0442",
-                "`cross_entropy` takes float[classes] and index(classes), or float[tokens, classes] and "
-                f"index(classes)[tokens], but is given {logits} and {label}",
-                at="label",
-                label=str(label),
-            )
-        classes = logits.shape[-1].static
-        if classes is None:
-            raise Mistake(
-                "E0402",
-                f"`cross_entropy` needs a number of classes that is known, but is given {logits}",
-                at="logits",
-            )
-        if classes != label.classes:
-            raise Mistake(
-                "E0440",
-                f"there are logits of {classes} classes, but labels of {label.classes}",
-                f"`linear({label.classes})` gives one logit for each class",
-                at="label",
-                label=str(label),
-            )
-        # Largest entry, difference, exponential, sum, logarithm: some five operations for each logit.
-        return Typing((floats(),), flops=5 * logits.elements)
 
 
 class Mse(Operator):

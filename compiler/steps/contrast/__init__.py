@@ -1,0 +1,1 @@
+"""Losses that compare features without labels: of views of one sample, and of the samples of a batch."""

@@ -1,0 +1,1 @@
+"""Random steps: what training hides, cuts out and changes, anew each time."""
