@@ -164,11 +164,15 @@ def kaiming_initial(fan_in: int) -> Uniform:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A weight that a step (or a `learn`) owns: shape, initial value, constraint."""
+    """A weight that a step (or a `learn`) owns: shape, initial value, constraint.
+
+    Where it is not `trained`, it is a state that the step itself keeps, such as a running average.
+    """
 
     shape: tuple[int, ...]
     initial: Initial
     constraint: Constraint = "none"
+    trained: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,7 +171,7 @@ class Recorder:
                 self.slot(slot_path, weight)
             elif weight.constraint != "none":
                 self._constrain(slot_path, weight.constraint)
-            if not place.frozen:
+            if not place.frozen and (not isinstance(weight, Slot) or weight.trained):
                 self.trained.add(slot_path)
             weights[name] = Ref(slot_path, "detached" if place.frozen else "same")
         first = self._first.get(path)

@@ -15,7 +15,7 @@ from crate_dsl.compiler.graph import Node, Value
 from crate_dsl.compiler.steps.compress.operator import Decompress, SubspaceStep
 from crate_dsl.compiler.steps.parts.operator import Offset
 from crate_dsl.compiler.steps.position.operator import Position, Positions, Unposition
-from crate_dsl.compiler.steps.position.tables import cubic, sincos_table
+from crate_dsl.compiler.steps.position.tables import cubic, fourier_features, sincos_table
 
 
 def constants(draft: Draft) -> Draft:
@@ -49,6 +49,9 @@ def _table(new: Draft, node: Node) -> Array:
     count, width = (dim.bound for dim in node.typing.output.shape)
     if op.table == "sincos":
         return sincos_table(facts, width, op.temperature)[:count]
+    if op.table == "fourier":
+        features, inside = fourier_features(facts, op.temperature)
+        return features @ new.array(node, "projection").T + inside * new.array(node, "bias")
     table = new.array(node, "table")
     if facts.resized_from is None:
         return table[:count]

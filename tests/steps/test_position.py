@@ -1,8 +1,8 @@
-"""`position`: learned and fixed tables against their formulas, resizing against torch's, in torch and ONNX."""
+"""`position` and `sinusoid`: tables against their formulas, resizing against torch's, in torch and ONNX."""
 
 from __future__ import annotations
 
-from math import cos, sin
+from math import cos, pi, sin
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crate_dsl.compiler.operators import Constant, Inverse, Mistake, Normal, TiedInverse
-from crate_dsl.compiler.steps.position.operator import Position
+from crate_dsl.compiler.steps.position.operator import Position, Sinusoid
 from crate_dsl.compiler.steps.position.tables import cubic
 from crate_dsl.compiler.types import Dim, Grid, Layout, Segment, Symbol, TensorType, floats
 from tests.steps.harness import Step, step
@@ -148,6 +148,66 @@ def test_sequences_have_their_places(given: TensorType, length: int | None) -> N
         agree(item, sample(3, n), torch.tensor(positions, dtype=torch.float64), FLOAT32)
 
 
+# ------------------------------------------------------------------ a learned map of sines and cosines
+
+
+def features(place: int, count: int, temperature: float) -> list[float]:
+    """XCiT's `PositionalEncodingFourier` of one axis: sine and cosine in turn."""
+    found = []
+    for i in range(32):
+        angle = 2 * pi * (place + 1) / count / temperature ** (2 * (i // 2) / 32)
+        found.append(cos(angle) if i % 2 else sin(angle))
+    return found
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("temperature", [10000.0, 50.0])
+def test_fourier_features_are_mapped(batch: int, temperature: float) -> None:
+    item = step(Position(table="fourier", temperature=temperature), typed(CLASS, patches(2, 3), EXTRA))
+    assert {name: slot.shape for name, slot in item.typing.slots.items()} == {
+        "projection": (WIDTH, 64),
+        "bias": (WIDTH,),
+    }
+    assert set(item.module.state_dict()) == {"projection", "bias"}
+    given = [
+        features(row, 2, temperature) + features(column, 3, temperature)
+        for row in range(2)
+        for column in range(3)
+    ]
+    weights = {name: value.detach().double() for name, value in item.module.named_parameters()}
+    mapped = torch.tensor(given, dtype=torch.float64) @ weights["projection"].T + weights["bias"]
+    positions = torch.cat([torch.zeros(1, WIDTH), mapped, torch.zeros(2, WIDTH)])
+    # 64 features, kept in float32, times weights of size 0.3.
+    agree(item, sample(batch, 9), positions, 64 * FLOAT32)
+
+
+# ------------------------------------------------------------------ of a number
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3)])
+@pytest.mark.parametrize("operator", [Sinusoid(dim=10), Sinusoid(dim=2), Sinusoid(dim=8, temperature=50)])
+def test_a_number_is_embedded(operator: Sinusoid, shape: tuple[int, ...]) -> None:
+    item = step(operator, floats(*shape))
+    assert item.typing.output == floats(*shape, operator.dim)
+    assert not item.module.state_dict()
+    t = 9 * torch.randn(3, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    wanted = torch.tensor([sines(float(x), operator.dim, operator.temperature) for x in t.flatten()])
+    wanted = wanted.reshape(*t.shape, operator.dim).double()
+    # Frequencies are kept in float32, times a number of size 30.
+    torch.testing.assert_close(item.module(t.float()).double(), wanted, rtol=0, atol=30 * FLOAT32)
+    (onnx,) = item.onnx(t.float())
+    np.testing.assert_allclose(onnx, wanted.numpy(), atol=30 * FLOAT32)
+
+
+def test_a_whole_number_is_embedded() -> None:
+    item = step(Sinusoid(dim=6), TensorType("index", (), classes=1000))
+    t = torch.tensor([0, 7, 999])
+    wanted = np.array([sines(float(x), 6, 10000.0) for x in t])
+    np.testing.assert_allclose(item.module(t).numpy(), wanted, atol=1000 * FLOAT32)
+    (onnx,) = item.onnx(t)
+    np.testing.assert_allclose(onnx, wanted, atol=1000 * FLOAT32)
+
+
 # ------------------------------------------------------------------ costs, export, mistakes
 
 
@@ -198,10 +258,16 @@ def test_exports_with_dynamic_batch_and_length(
         ("E0305", "grid", Position(table="sincos", grid=(2, 3)), typed(patches(2, 3))),
         ("E0305", "initial", Position(table="sincos", initial=Normal(std=1)), floats(7, WIDTH)),
         ("E0305", "temperature", Position(table="learned", temperature=50), floats(7, WIDTH)),
+        ("E0305", "grid", Position(table="fourier", grid=(2, 3)), typed(patches(2, 3))),
+        ("E0305", "length", Position(table="fourier", length=6), typed(patches(2, 3))),
+        ("E0433", None, Position(table="fourier"), floats(6, WIDTH)),
+        ("E0901", None, Position(table="fourier"), typed(patches(2, 3), Segment("text", N))),
+        ("E0483", "dim", Sinusoid(dim=9), floats()),
+        ("E0401", None, Sinusoid(dim=8), TensorType("bool", ())),
         ("E0901", None, Position(table="sincos"), typed(patches(2, 3), Segment("text", N))),
     ],
 )
-def test_mistakes(code: str, at: str | None, operator: Position, given: TensorType) -> None:
+def test_mistakes(code: str, at: str | None, operator: Position | Sinusoid, given: TensorType) -> None:
     with pytest.raises(Mistake) as found:
         operator.infer(given)
     assert (found.value.code, found.value.at) == (code, at)
@@ -212,6 +278,7 @@ def test_mistakes(code: str, at: str | None, operator: Position, given: TensorTy
     [
         (Position(table="learned"), floats(7, WIDTH)),
         (Position(table="sincos"), typed(patches(2, 3))),
+        (Position(table="fourier"), typed(CLASS, patches(2, 3))),
         (Position(table="learned", grid=(2, 2), resize="bicubic"), typed(patches(2, 3))),
     ],
 )
@@ -227,4 +294,5 @@ def test_what_was_added_is_subtracted(operator: Position, given: TensorType) -> 
     (exported,) = back.onnx(added)
     assert np.abs(exported - z.numpy()).max() < SINGLE
     if inverse.shared:
-        assert torch.equal(back.module(added, table=there.module.table), back.module(added))
+        shared = {mine: getattr(there.module, theirs) for mine, theirs in inverse.shared.items()}
+        assert torch.equal(back.module(added, **shared), back.module(added))

@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from crate_dsl.compiler.operators import Inverse, LearnedInverse, Mistake, NoInverse, Operator, Tokens, Weight
+from crate_dsl.compiler.operators import (
+    Inverse,
+    LearnedInverse,
+    Mistake,
+    NoInverse,
+    Operator,
+    Port,
+    Tokens,
+    Weight,
+)
 from crate_dsl.compiler.steps.tokens.operator import Append, Drop, Keep, Pool, Prepend, Select
 from crate_dsl.compiler.types import Dim, Grid, Layout, Segment, Symbol, TensorType, floats
 from tests.steps.harness import Step, borrowed, step
@@ -15,7 +24,7 @@ from tests.steps.harness import Step, borrowed, step
 #: Float32 sums of some ten numbers of size one, in two orders.
 FLOAT32 = 1e-6
 WIDTH = 5
-N = Dim.symbolic(Symbol("n", 32))
+N, OTHER = Dim.symbolic(Symbol("n", 32)), Dim.symbolic(Symbol("m", 9))
 PATCHES = Segment("patches", Dim.of(6), Grid(2, 3, 4, 3))
 CLASS = Weight("class_token", floats(WIDTH))
 QUERIES = Weight("queries", floats(4, WIDTH))
@@ -89,6 +98,25 @@ def test_dropping_undoes_joining() -> None:
         z = sample(2, 6)
         assert torch.equal(back.module(joined.module(z, tokens=learned(QUERIES))), z)
         assert back.typing.output.layout == typed(PATCHES).layout
+
+
+def test_other_tokens_join_with_their_names() -> None:
+    """Tokens of the network: each sample has its own, and they keep their segments."""
+    asked = typed(segment("asked", 2), segment("extra", 1))
+    for operator, order in ((Prepend, (1, 0)), (Append, (0, 1))):
+        item = step(operator(tokens=Port(asked)), typed(PATCHES))
+        z, others = sample(3, 6), sample(3, 3)
+        wanted = torch.cat([(z, others)[i] for i in order], dim=1)
+        assert torch.equal(both(item, z, tokens=others), wanted)
+        names = [PATCHES.name, "asked extra"]
+        assert " ".join(item.typing.output.layout.names) == " ".join(names[i] for i in order)
+        assert isinstance(item.operator.inverse(LearnedInverse()), NoInverse)
+
+
+def test_other_tokens_of_any_length_join() -> None:
+    item = step(Append(tokens=Port(typed(segment("asked", 2)))), floats(N, WIDTH))
+    for count in (1, 9):
+        both(item, sample(2, count), tokens=sample(2, 2))
 
 
 # ------------------------------------------------------------------ taken by name
@@ -181,6 +209,10 @@ def test_exports_with_dynamic_batch_and_length() -> None:
     [
         ("E0401", Prepend(tokens=CLASS), floats(WIDTH)),
         ("E0431", Prepend(tokens=CLASS), typed(segment("class_token", 1), PATCHES)),
+        ("E0431", Append(tokens=Port(typed(segment("b", 1), PATCHES))), typed(PATCHES)),
+        ("E0436", Append(tokens=Port(floats(WIDTH))), typed(PATCHES)),
+        ("E0436", Append(tokens=Port(floats(2, WIDTH + 1))), typed(PATCHES)),
+        ("E0901", Append(tokens=Port(typed(segment("b", OTHER)))), floats(N, WIDTH)),
         ("E0431", Append(tokens=Weight("tokens", floats(WIDTH))), floats(6, WIDTH)),
         ("E0436", Append(tokens=Weight("wide", floats(WIDTH + 1))), floats(6, WIDTH)),
         ("E0436", Append(tokens=Weight("deep", floats(2, 2, WIDTH))), floats(6, WIDTH)),

@@ -1,27 +1,44 @@
-"""`position` in ONNX. Axes: B batch, N tokens, d width, r x c the table's grid, h x w the input's."""
+"""`position` and `sinusoid` in ONNX. Axes: B batch, N tokens, d width, r x c the table's grid, h x w the input's."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 
 from crate_dsl.compiler.functions import Body
 from crate_dsl.compiler.operators import Typing
-from crate_dsl.compiler.steps.position.operator import Position, Positions, Unposition
-from crate_dsl.compiler.steps.position.tables import cubic, sincos_table
+from crate_dsl.compiler.steps.position.operator import Position, Positions, Sinusoid, Unposition
+from crate_dsl.compiler.steps.position.tables import cubic, fourier_features, frequencies, sincos_table
 
 
-def position(b: Body, op: Position, typing: Typing, z_bnd: str, *, table: str | None = None) -> str:
-    return b("Add", z_bnd, _positions(b, op, typing, z_bnd, table))
+def position(b: Body, op: Position, typing: Typing, z_bnd: str, **given: str) -> str:
+    return b("Add", z_bnd, _positions(b, op, typing, z_bnd, given))
 
 
-def unposition(b: Body, op: Unposition, typing: Typing, z_bnd: str, *, table: str | None = None) -> str:
-    return b("Sub", z_bnd, _positions(b, op.of, typing, z_bnd, table))
+def unposition(b: Body, op: Unposition, typing: Typing, z_bnd: str, **given: str) -> str:
+    return b("Sub", z_bnd, _positions(b, op.of, typing, z_bnd, given))
 
 
-def _positions(b: Body, op: Position, typing: Typing, z_bnd: str, table: str | None) -> str:
+def sinusoid(b: Body, op: Sinusoid, typing: Typing, t: str) -> str:
+    falling = b.constant(frequencies(op.dim, op.temperature).astype(np.float32))
+    angles = b("Mul", b("Unsqueeze", b("Cast", t, to=1), b.integers(-1)), falling)
+    return b("Concat", b("Sin", angles), b("Cos", angles), axis=-1)
+
+
+def _positions(b: Body, op: Position, typing: Typing, z_bnd: str, given: Mapping[str, str]) -> str:
     """What is added to the tokens: (N, d)."""
     facts: Positions = typing.facts
     width = typing.output.shape[1].bound
+    if op.table == "fourier":
+        features_nf, inside_n1 = fourier_features(facts, op.temperature)
+        mapped_nd = b(
+            "MatMul",
+            b.constant(features_nf.astype(np.float32)),
+            b("Transpose", given["projection"], perm=[1, 0]),
+        )
+        return b("Add", mapped_nd, b("Mul", b.constant(inside_n1.astype(np.float32)), given["bias"]))
+    table = given.get("table")
     if table is None:
         table = b.constant(sincos_table(facts, width, op.temperature).astype(np.float32))
     if facts.resized_from is not None:

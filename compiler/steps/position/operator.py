@@ -1,4 +1,4 @@
-"""`position`: tells tokens where they stand, by a learned table or by sines and cosines."""
+"""`position`: tells tokens where they stand, by a table or by sines and cosines. `sinusoid`: those of a number."""
 
 from __future__ import annotations
 
@@ -21,10 +21,15 @@ from crate_dsl.compiler.operators import (
     Slot,
     Typing,
     Whole,
+    Zeros,
+    linear_initial,
 )
 from crate_dsl.compiler.steps.norm.operator import width_of
 from crate_dsl.compiler.steps.tokens.operator import layout_of
-from crate_dsl.compiler.types import Segment, TensorType
+from crate_dsl.compiler.types import Segment, TensorType, floats
+
+#: Sines and cosines that `position(fourier)` knows a place by: 16 frequencies, of the row and of the column.
+FOURIER_FEATURES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +69,24 @@ class Position(Operator):
     `sincos` is fixed. Patches of a grid get half their width from the column and half from the row, in this order and
     each as sines, then cosines, as in the published code; other tokens beside them get zeros. Tokens without a grid get
     their place in the sequence.
+
+    `fourier` is a learned linear map of fixed features: each patch of a grid has 64 sines and cosines, in turn, first
+    of 2π (row + 1) / rows, then of its column, at 16 frequencies. Tokens beside the grid get nothing.
     """
 
     word: ClassVar[str] = "position"
     formula: ClassVar[str] = (
         r"z_i + E_i,\quad \text{sincos: } E_i = [s(i)],\; [s(c_i),\, s(r_i)],\quad "
-        r"s(t) = [\sin t\omega,\, \cos t\omega],\; \omega_j = T^{-j/m},\; j < m"
+        r"s(t) = [\sin t\omega,\, \cos t\omega],\; \omega_j = T^{-j/m},\; j < m;\quad "
+        r"\text{fourier: } E_i = P\,[s(2\pi r_i / R),\, s(2\pi c_i / C)] + b"
     )
     source: ClassVar[str] = (
         "learned: Dosovitskiy et al. 2021, arXiv 2010.11929, eq. 1; sincos: Vaswani et al. 2017, arXiv 1706.03762, "
-        "section 3.5, on grids He et al. 2022 (MAE), arXiv 2111.06377; bicubic: Keys 1981, a = -0.75 as torch has it"
+        "section 3.5, on grids He et al. 2022 (MAE), arXiv 2111.06377; bicubic: Keys 1981, a = -0.75 as torch has it; "
+        "fourier: El-Nouby et al. 2021 (XCiT), arXiv 2106.09681, and Wu et al. 2024 (ToST), arXiv 2412.17810"
     )
 
-    table: Literal["learned", "sincos"]
+    table: Literal["learned", "sincos", "fourier"]
     length: Whole | None = None
     grid: tuple[Whole, Whole] | None = None
     resize: Literal["none", "bicubic"] = "none"
@@ -90,6 +100,14 @@ class Position(Operator):
         _check_places(tokens)
         if self.table == "sincos":
             return Typing((tokens,), facts=self._sincos(tokens, width), flops=tokens.elements)
+        if self.table == "fourier":
+            facts = self._fourier(tokens)
+            weights = {
+                "projection": Slot((width, FOURIER_FEATURES), linear_initial(FOURIER_FEATURES)),
+                "bias": Slot((width,), Zeros()),
+            }
+            mapped = 2 * facts.rows * FOURIER_FEATURES * width
+            return Typing((tokens,), weights, facts, flops=mapped + tokens.elements)
         facts = self._learned(tokens)
         if facts.resized_from is None:
             return Typing(
@@ -101,20 +119,18 @@ class Position(Operator):
         return Typing((tokens,), {"table": slot}, facts, tokens.elements + resizing)
 
     def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
-        return Inverse(Unposition(of=self), {} if self.table == "sincos" else {"table": "table"})
+        shared = {"learned": ("table",), "sincos": (), "fourier": ("projection", "bias")}[self.table]
+        return Inverse(Unposition(of=self), {name: name for name in shared})
 
     def certificate(self, *inputs: TensorType) -> Certificate | NoInverse:
         return Certificate(1.0, "what was added is subtracted")
 
     def _check_arguments(self) -> None:
         """Refuse arguments that would do nothing."""
-        other, words = (
-            ("learned", ("grid", "resize", "initial"))
-            if self.table == "sincos"
-            else ("sincos", ("temperature",))
-        )
-        for name in words:
-            if getattr(self, name) != type(self).model_fields[name].default:
+        owners = {"grid": "learned", "resize": "learned", "initial": "learned", "temperature": "sincos"}
+        for name, other in owners.items():
+            fits = self.table == other or (name == "temperature" and self.table == "fourier")
+            if not fits and getattr(self, name) != type(self).model_fields[name].default:
                 raise Mistake(
                     "E0305",
                     f"`{name}` belongs to `position({other})`, not to `position({self.table})`",
@@ -200,6 +216,19 @@ class Position(Operator):
         if not cut:
             rows = self._rows(tokens)
             return Positions(rows, sliced=tokens.shape[0].static != rows)
+        return self._on_grids(tokens, cut)
+
+    def _fourier(self, tokens: TensorType) -> Positions:
+        cut = [segment for segment in layout_of(tokens) if segment.grid is not None]
+        if not cut:
+            raise Mistake(
+                "E0433",
+                f"`position(fourier)` needs tokens that were cut from a picture, but {tokens} has no grid",
+            )
+        return self._on_grids(tokens, cut)
+
+    def _on_grids(self, tokens: TensorType, cut: list[Segment]) -> Positions:
+        """The places of tokens that come from grids."""
         if self.length is not None:
             raise Mistake(
                 "E0305",
@@ -222,6 +251,42 @@ class Unposition(Operator):
 
     def infer(self, *inputs: TensorType) -> Typing:
         return self.of.infer(*inputs)
+
+
+class Sinusoid(Operator):
+    """The fixed embedding of a number: float -> float[dim], and float[…] -> float[…, dim].
+
+    `dim` / 2 sines, then as many cosines, of the number times falling frequencies, as `position(sincos)` has of places.
+    A whole number, such as a time step `index(1000)`, is taken as it is; a time in [0, 1] is scaled up before.
+    """
+
+    word: ClassVar[str] = "sinusoid"
+    formula: ClassVar[str] = (
+        r"[\sin t\omega,\, \cos t\omega],\quad \omega_j = T^{-j/m},\; j < m = \mathrm{dim} / 2"
+    )
+    source: ClassVar[str] = (
+        "Vaswani et al. 2017, arXiv 1706.03762, section 3.5; of a time: Ho et al. 2020 (DDPM), arXiv 2006.11239"
+    )
+
+    dim: Whole
+    temperature: Positive = 10000.0
+
+    def infer(self, *inputs: TensorType) -> Typing:
+        (value,) = inputs
+        if value.kind == "bool":
+            raise Mistake("E0401", f"`{self.word}` takes numbers, but is given {value}")
+        if self.dim % 2:
+            raise Mistake(
+                "E0483",
+                f"half of `dim` are sines and half are cosines, so that it is even, but it is {self.dim}",
+                f"the nearest: {', '.join(str(near) for near in (self.dim - 1, self.dim + 1) if near)}",
+                at="dim",
+            )
+        out = floats(*value.shape, self.dim, layout=value.layout)
+        return Typing((out,), flops=2 * out.elements)
+
+    def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
+        return NoInverse("most vectors are the embedding of no number")
 
 
 def _check_places(tokens: TensorType) -> None:

@@ -8,20 +8,20 @@ from torch import Tensor
 from crate_dsl.compiler.modules import StepModule
 
 
-def _for_each_sample(tokens_kd: Tensor, z_bnd: Tensor) -> Tensor:
-    """Learned tokens, (k, d) or (d,), in front of no sample yet -> (B, k, d)."""
-    return torch.atleast_2d(tokens_kd).expand(z_bnd.shape[0], -1, -1)
+def _for_each_sample(tokens: Tensor, z_bnd: Tensor) -> Tensor:
+    """Learned tokens, (k, d) or (d,), in front of no sample yet -> (B, k, d); others have their samples, and stay."""
+    return tokens if tokens.dim() == 3 else torch.atleast_2d(tokens).expand(z_bnd.shape[0], -1, -1)
 
 
 class Prepend(StepModule):
-    """Learned tokens, then the sample's: (B, N, d) -> (B, k + N, d)."""
+    """Other tokens, then the sample's: (B, N, d) -> (B, k + N, d)."""
 
     def forward(self, z_bnd: Tensor, *, tokens: Tensor) -> Tensor:
         return torch.cat([_for_each_sample(tokens, z_bnd), z_bnd], dim=1)
 
 
 class Append(StepModule):
-    """The sample's tokens, then learned ones: (B, N, d) -> (B, N + k, d)."""
+    """The sample's tokens, then others: (B, N, d) -> (B, N + k, d)."""
 
     def forward(self, z_bnd: Tensor, *, tokens: Tensor) -> Tensor:
         return torch.cat([z_bnd, _for_each_sample(tokens, z_bnd)], dim=1)

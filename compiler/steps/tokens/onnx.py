@@ -5,17 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 from crate_dsl.compiler.functions import Body
-from crate_dsl.compiler.operators import Typing
+from crate_dsl.compiler.operators import Port, Typing
 from crate_dsl.compiler.steps.tokens.operator import Append, Cut, Drop, Keep, Pool, Prepend, Select
 
 #: Where a slice to the end ends.
 END = np.iinfo(np.int64).max
 
 
-def _for_each_sample(b: Body, tokens_kd: str, z_bnd: str) -> str:
-    """Learned tokens, (k, d) or (d,) -> (B, k, d)."""
+def _for_each_sample(b: Body, op: Prepend | Append, tokens: str, z_bnd: str) -> str:
+    """Learned tokens, (k, d) or (d,) -> (B, k, d); others have their samples, and stay."""
+    if isinstance(op.tokens, Port):
+        return tokens
     batch = b("Shape", z_bnd, start=0, end=1)
-    return b("Expand", tokens_kd, b("Concat", batch, b.integers(1, 1), axis=0))
+    return b("Expand", tokens, b("Concat", batch, b.integers(1, 1), axis=0))
 
 
 def _slice(b: Body, z_bnd: str, cut: Cut) -> str:
@@ -24,11 +26,11 @@ def _slice(b: Body, z_bnd: str, cut: Cut) -> str:
 
 
 def prepend(b: Body, op: Prepend, typing: Typing, z_bnd: str, *, tokens: str) -> str:
-    return b("Concat", _for_each_sample(b, tokens, z_bnd), z_bnd, axis=1)
+    return b("Concat", _for_each_sample(b, op, tokens, z_bnd), z_bnd, axis=1)
 
 
 def append(b: Body, op: Append, typing: Typing, z_bnd: str, *, tokens: str) -> str:
-    return b("Concat", z_bnd, _for_each_sample(b, tokens, z_bnd), axis=1)
+    return b("Concat", z_bnd, _for_each_sample(b, op, tokens, z_bnd), axis=1)
 
 
 def drop(b: Body, op: Drop, typing: Typing, z_bnd: str) -> str:

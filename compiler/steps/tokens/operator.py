@@ -11,6 +11,7 @@ from crate_dsl.compiler.operators import (
     Mode,
     NoInverse,
     Operator,
+    Port,
     Tokens,
     Typing,
     Weight,
@@ -33,33 +34,35 @@ def layout_of(tokens: TensorType) -> Layout:
 
 
 class Prepend(Operator):
-    """Puts a `learn` before the tokens, the same for every sample: float[N, dim] -> float[k + N, dim].
+    """Puts tokens before the tokens: float[N, dim] -> float[k + N, dim].
 
-    A `learn` of shape [dim] is one token, [k, dim] is k. They become a segment of the `learn`'s name.
+    A `learn` is the same for every sample: of shape [dim] it is one token, [k, dim] is k. They become a segment of the
+    `learn`'s name. Other tokens of the network, float[k, dim], keep the names of their segments.
     """
 
     word: ClassVar[str] = "prepend"
     formula: ClassVar[str] = r"[C,\; Z]"
     source: ClassVar[str] = "the class token: Dosovitskiy et al. 2021, arXiv 2010.11929, eq. 1"
 
-    tokens: Weight
+    tokens: Weight | Port
 
     def infer(self, *inputs: TensorType) -> Typing:
         (tokens,) = inputs
-        added = _new_segment(self.word, self.tokens, tokens)
-        return _joined(self, tokens, added, (added, *layout_of(tokens)))
+        added = _added(self.word, self.tokens, tokens)
+        return _joined(self, tokens, (*added, *layout_of(tokens)))
 
     def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
-        return Inverse(Drop(tokens=Tokens(self.tokens.name)))
+        return _without(self.tokens)
 
     def certificate(self, *inputs: TensorType) -> Certificate | NoInverse:
         return Certificate(1.0, "what was joined is left out again")
 
 
 class Append(Operator):
-    """Puts a `learn` after the tokens, the same for every sample: float[N, dim] -> float[N + k, dim].
+    """Puts tokens after the tokens: float[N, dim] -> float[N + k, dim].
 
-    A `learn` of shape [dim] is one token, [k, dim] is k. They become a segment of the `learn`'s name.
+    A `learn` is the same for every sample: of shape [dim] it is one token, [k, dim] is k. They become a segment of the
+    `learn`'s name. Other tokens of the network, float[k, dim], keep the names of their segments.
     """
 
     word: ClassVar[str] = "append"
@@ -68,46 +71,69 @@ class Append(Operator):
         "latent tokens: Yu et al. 2024, An Image is Worth 32 Tokens (TiTok), arXiv 2406.07550"
     )
 
-    tokens: Weight
+    tokens: Weight | Port
 
     def infer(self, *inputs: TensorType) -> Typing:
         (tokens,) = inputs
-        added = _new_segment(self.word, self.tokens, tokens)
-        return _joined(self, tokens, added, (*layout_of(tokens), added))
+        added = _added(self.word, self.tokens, tokens)
+        return _joined(self, tokens, (*layout_of(tokens), *added))
 
     def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
-        return Inverse(Drop(tokens=Tokens(self.tokens.name)))
+        return _without(self.tokens)
 
     def certificate(self, *inputs: TensorType) -> Certificate | NoInverse:
         return Certificate(1.0, "what was joined is left out again")
 
 
-def _new_segment(step: str, learn: Weight, tokens: TensorType) -> Segment:
+def _without(added: Weight | Port) -> Inverse | NoInverse:
+    if isinstance(added, Port):
+        return NoInverse("`tokens` is handed over to it, and nobody hands it to its inverse")
+    return Inverse(Drop(tokens=Tokens(added.name)))
+
+
+def _added(step: str, given: Weight | Port, tokens: TensorType) -> tuple[Segment, ...]:
+    """The segments of what is joined."""
     width = width_of(step, tokens)
-    shape = learn.type.shape
-    if learn.type.kind != "float" or learn.type.rank not in (1, 2) or shape[-1] != tokens.shape[1]:
+    learned = isinstance(given, Weight)
+    shape, named = given.type.shape, f"`{given.name}` is" if isinstance(given, Weight) else "these are"
+    ranks = (1, 2) if learned else (2,)
+    if given.type.kind != "float" or given.type.rank not in ranks or shape[-1] != tokens.shape[1]:
+        what = "learned tokens" if learned else "tokens"
+        help = (
+            f"`learn {given.name} : float[{width}]` is one such token, `float[2, {width}]` are two"
+            if isinstance(given, Weight)
+            else f"what is joined is float[tokens, {width}]"
+        )
         raise Mistake(
             "E0436",
-            f"`{step}` needs learned tokens as wide as {tokens}, but `{learn.name}` is {learn.type}",
-            f"`learn {learn.name} : float[{width}]` is one such token, `float[2, {width}]` are two",
+            f"`{step}` needs {what} as wide as {tokens}, but {named} {given.type}",
+            help,
             at="tokens",
-            label=str(learn.type),
+            label=str(given.type),
         )
-    if learn.name in layout_of(tokens).names:
-        raise Mistake(
-            "E0431",
-            f"there are tokens called `{learn.name}` already",
-            f"the tokens here are {layout_of(tokens)}",
-            at="tokens",
-        )
-    return Segment(learn.name, shape[0] if learn.type.rank == 2 else Dim.of(1))
+    if isinstance(given, Weight):
+        added: tuple[Segment, ...] = (Segment(given.name, shape[0] if given.type.rank == 2 else Dim.of(1)),)
+    else:
+        added = layout_of(given.type).segments
+    for segment in added:
+        if segment.name in layout_of(tokens).names:
+            raise Mistake(
+                "E0431",
+                f"there are tokens called `{segment.name}` already",
+                f"the tokens here are {layout_of(tokens)}",
+                at="tokens",
+            )
+    return added
 
 
-def _joined(operator: Operator, tokens: TensorType, added: Segment, segments: tuple[Segment, ...]) -> Typing:
-    count, width = tokens.shape
-    return Typing(
-        (tokens.with_shape(count + added.length, width, layout=Layout(segments)),), learned_slots(operator)
-    )
+def _joined(operator: Prepend | Append, tokens: TensorType, segments: tuple[Segment, ...]) -> Typing:
+    try:
+        layout = Layout(segments)
+        length = layout.length
+    except ValueError:
+        message = f"`{operator.word}` of tokens of two lengths that are both known only at run time is not there yet"
+        raise Mistake("E0901", message, at="tokens") from None
+    return Typing((tokens.with_shape(length, tokens.shape[1], layout=layout),), learned_slots(operator))
 
 
 # ------------------------------------------------------------------ taken by name
