@@ -58,6 +58,11 @@ class SubspaceModule(StepModule):
     `given` are tensors by name: those handed over by argument, and the weights that are another's.
     """
 
+    temperature: Tensor
+    energy_bias: Tensor
+    representatives_step: Tensor
+    tokens_step: Tensor
+
     def _rate(self, z_bnd: Tensor, given: Mapping[str, Tensor]) -> Tensor | float:
         """What the branch is multiplied by: κ with attention as published, κα in derived steps."""
         op = self.operator

@@ -50,8 +50,8 @@ def ruled(b: Body, rule: Rule, columns: Columns | None, z_bnd: str) -> str:
         rows = allowed(rule, columns, count, count)
         bits = np.unpackbits(np.frombuffer(rows.packed(), np.uint8), bitorder="little")
         return b.constant(bits.reshape(count, -1)[:, :count].astype(bool))
-    count = b("Squeeze", b("Shape", z_bnd, start=1, end=2))
-    place_n = b("Range", b.constant(np.int64(0)), count, b.constant(np.int64(1)))
+    tokens = b("Squeeze", b("Shape", z_bnd, start=1, end=2))
+    place_n = b("Range", b.constant(np.asarray(0)), tokens, b.constant(np.asarray(1)))
 
     def side(terms: tuple[Term, ...], constant: int, axis: int) -> str:
         total = b("Mul", place_n, b.integers(sum(term.factor for term in terms)))
