@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
@@ -148,8 +148,7 @@ class TorchWriter:
         assert graph.objective is not None
         needed = graph.reached([graph.objective])
         body = _Body("self.net", "")
-        outer = self._before_objective(needed)
-        inner = graph.scopes["objective"].body
+        outer, inner = self._objective_items(needed)
         self._uses(body, [*outer, *inner], [graph.objective])
         entries = [e for e in (*graph.inputs.values(), *graph.targets.values()) if e.name in needed]
         given = [entry for entry in entries if entry.source is None]
@@ -163,17 +162,27 @@ class TorchWriter:
         body.lines.append(f"return {self._name(body, graph.objective)}")
         return self._class("objective", "ObjectiveBase", ["self", "batch"], body.lines, ())
 
-    def _before_objective(self, needed: frozenset[str]) -> list[Call | Apply | Loop]:
-        """What an objective reads, as the model says it; step by step where a loss looks inside a stage."""
+    def _objective_items(
+        self, needed: frozenset[str]
+    ) -> tuple[Sequence[Call | Apply | Loop], Sequence[Call | Apply | Loop]]:
+        """What an objective reads and what it does itself, as the model says it; step by step where a loss looks inside
+        a stage.
+        """
         graph = self.graph
-        items = [item for item in graph.scopes[""].body if made_by(item) & needed]
-        losses = {item.node for item in graph.scopes["objective"].body if isinstance(item, Call)}
-        seen = {*graph.inputs, *graph.targets, *losses}.union(*map(made_by, items))
-        read = {value.node for loss in losses for value in graph.node(loss).ports.values()}
-        if read <= seen:
-            return items
-        before = needed - losses
-        return [Call(node.name) for node in graph.nodes if node.name in before]
+        before, own = graph.scopes[""].body, graph.scopes["objective"].body
+        outer = [item for item in before if made_by(item) & needed]
+        seen = {*graph.inputs, *graph.targets}.union(*map(made_by, [*outer, *own]))
+        steps = [graph.node(item.node) for item in own if isinstance(item, Call)]
+        if {value.node for step in steps for value in (*step.inputs, *step.ports.values())} <= seen:
+            return outer, own
+        # The objective is read last: its steps are those behind the last one that the model makes.
+        made = set[str]().union(*map(made_by, before))
+        first = max((place for place, node in enumerate(graph.nodes, 1) if node.name in made), default=0)
+        calls = [
+            [Call(n.name) for n in nodes if n.name in needed]
+            for nodes in (graph.nodes[:first], graph.nodes[first:])
+        ]
+        return calls[0], calls[1]
 
     def _draw_arguments(self, entry: Entry, given: list[Entry]) -> str:
         """The name of the drawn input, a given one (for batch and device), and the lengths that its type needs."""
@@ -233,7 +242,7 @@ class TorchWriter:
             inputs = [self._name(body, value) for value in node.inputs]
             keywords = [f"{name}={value}" for name, value in {**ports, **weights}.items()]
             module = self._module(body, node.path)
-            held = body.path == "" and self._is_held(node)
+            held = body.path in ("", "objective") and self._is_held(node)
             call = f"frozen({module}, " if held else f"{module}("
             text = f"{call}{', '.join([*inputs, *keywords])})"
         values = [Value(node.name, index) for index in range(len(node.typing.outputs))]
