@@ -32,7 +32,16 @@ from crate_dsl.compiler.meanings import (
 )
 from crate_dsl.compiler.operators import Operator
 from crate_dsl.compiler.readings import Reading
-from crate_dsl.compiler.record import MAXIMUM_DEPTH, LayoutMismatch, Owner, Place, Recorder, SlotMismatch
+from crate_dsl.compiler.record import (
+    MAXIMUM_DEPTH,
+    Averaging,
+    LayoutMismatch,
+    Owner,
+    PathClash,
+    Place,
+    Recorder,
+    SlotMismatch,
+)
 from crate_dsl.compiler.steps import operators
 from crate_dsl.language import syntax
 from crate_dsl.language.diagnostics import Report, did_you_mean
@@ -50,6 +59,9 @@ class Steps(Expressions):
     def __init__(self, recorder: Recorder, report: Report) -> None:
         super().__init__(recorder, report)
         self._open_stages: set[str] = set()
+        #: The slow copies that are used, by path, each with where it is used first.
+        self.slow_copies: dict[str, tuple[StageMeaning, Span]] = {}
+        self._own_copies: dict[str, StageMeaning] = {}
         #: By the identity of the step in the tree.
         self._readings: dict[int, Reading] = {}
 
@@ -406,6 +418,11 @@ class Steps(Expressions):
     ) -> Meaning:
         real = isinstance(value, Tensor) and not place.dry
         self.recorder.count(span)
+        if stage.follows is not None and place.averaging is not None:
+            return self.nested_copy(stage.name, span, place)
+        if real and stage.follows is not None:
+            self.slow_copies.setdefault(stage.path, (stage, span))
+        stage, averaging = self.own_copy(stage, place)
         again = stage.path in self._open_stages  # used before it is defined, which has been reported
         if (stage.read and not real) or again or self.too_deep(span, place):
             return POISON
@@ -416,9 +433,10 @@ class Steps(Expressions):
             owner=Owner(stage.path),
             scope=self.recorder.scope(stage.path, stage.span) if record else None,
             names=stage.names,
-            frozen=place.frozen or frozen,
+            frozen=place.frozen or frozen or averaging is not None,
             dry=not real,
             blocks=(),
+            averaging=averaging,
         )
         before = len(self.report)
         self._open_stages.add(stage.path)
@@ -426,10 +444,12 @@ class Steps(Expressions):
             result = self.scoped_body(stage.body, value, named, inner, span)
         except (SlotMismatch, LayoutMismatch) as problem:
             return self._disagreement(stage, problem, value, span, place)
+        except PathClash as problem:
+            return self._clash(problem, span, place)
         finally:
             self._open_stages.remove(stage.path)
-        if isinstance(value, Tensor) and stage.first_use is None:
-            stage.first_use, stage.first_type = span, value.type
+        if isinstance(value, Tensor):
+            stage.used.setdefault(value.type.shape, (span, value.type))
         if isinstance(result, Tensor) and isinstance(value, Tensor):
             arguments = tuple(tensor.value for tensor in _tensors(value, named))
             self.recorder.apply(place, stage.path, arguments, (result.value,), frozen)
@@ -438,6 +458,28 @@ class Steps(Expressions):
             message = f"`{stage.name}` ends in {self.describe(result)}, and a stage has one"
             return self.error("E0503", span, message, place=place)
         return POISON
+
+    def own_copy(self, stage: StageMeaning, place: Place) -> tuple[StageMeaning, Averaging | None]:
+        """The stage whose weights are used, and what they follow: a slow copy has its own of all that it uses."""
+        outer = place.averaging
+        if stage.follows is not None:
+            return stage, Averaging(stage.path, stage.path, stage.follows.path, stage.momentum)
+        if outer is None or outer.holds(stage.path):
+            return stage, outer
+        path = outer.inside(stage.path)
+        fresh = StageMeaning(stage.name, path, stage.body, stage.names, stage.span, read=True)
+        return self._own_copies.setdefault(path, fresh), replace(outer, here=path, source=stage.path)
+
+    def nested_copy(self, name: str, span: Span, place: Place) -> Poison:
+        """Report a slow copy inside a slow copy."""
+        message = f"`{name}` is a slow copy already, and is used inside another one"
+        help = "copy the stages that are trained, each once"
+        return self.error("E0535", span, message, help, place=place)
+
+    def _clash(self, problem: PathClash, span: Span, place: Place) -> Poison:
+        message = f"a slow copy holds `{problem.first}` and `{problem.second}`, and both would be `{problem.path}` in it"
+        help = "give one of them another name: what a block calls its own, for example"
+        return self.error("E0535", span, message, help, place=place)
 
     def scoped_body(
         self, body: Body, value: Meaning, named: Mapping[str, Handed], place: Place, span: Span
@@ -455,9 +497,10 @@ class Steps(Expressions):
         self, stage: StageMeaning, problem: Exception, value: Meaning, span: Span, place: Place
     ) -> Poison:
         """A stage is used on something that its weights, or what it knows of its tokens, do not fit."""
-        if stage.first_use is None or stage.first_type is None or not isinstance(value, Tensor):
+        if not stage.used or not isinstance(value, Tensor):
             raise problem
-        first, found = str(stage.first_type), str(value.type)
+        first_use, first_type = next(iter(stage.used.values()))
+        first, found = str(first_type), str(value.type)
         if isinstance(problem, SlotMismatch):
             weight = problem.path.removeprefix(f"{stage.path}.")
             was, would = (list(slot.shape) for slot in (problem.first, problem.second))
@@ -466,16 +509,17 @@ class Steps(Expressions):
                 f"its `{weight}` is {was} from the first use, and would have to be {would}",
                 f"a stage of the same text with weights of its own: `stage other = copy({stage.name})`",
             )
-            also = [(stage.first_use, f"first used on {first}")]
+            also = [(first_use, f"first used on {first}")]
             return self.error(
                 "E0404", span, message, *lines, label=f"used on {found}", also=also, place=place
             )
-        layouts = stage.first_type.layout, value.type.layout
+        first_use, first_type = stage.used.get(value.type.shape, (first_use, first_type))
+        layouts = first_type.layout, value.type.layout
         if all(layouts) and str(layouts[0]) != str(layouts[1]):
             first, found = f"tokens {layouts[0]}", f"tokens {layouts[1]}"
-        message = f"`{stage.name}` is settled on the layout of its first tokens, and these have another"
+        message = f"`{stage.name}` is settled on the layout of its first tokens of this shape, and these have another"
         help = f"a stage of the same text, settled anew: `stage other = copy({stage.name})`"
-        also = [(stage.first_use, f"first used on {first}")]
+        also = [(first_use, f"first used on {first}")]
         return self.error("E0409", span, message, help, label=f"used on {found}", also=also, place=place)
 
 

@@ -9,12 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from crate_dsl.compiler import contractions
-from crate_dsl.compiler.graph import ModelGraph
+from crate_dsl.compiler.graph import ModelGraph, Node
+from crate_dsl.compiler.modules import ByShape, Shapes
 from crate_dsl.compiler.network import Container, Network, ObjectiveBase, generated_class
 from crate_dsl.compiler.operators import Constant, Initial, Normal, Ones, Uniform, Zeros
 from crate_dsl.compiler.steps import torch_face
 from crate_dsl.compiler.write_torch import TorchWriter, Written
 from crate_dsl.language.diagnostics import UserError
+
+#: How the paths of an objective's own steps begin: its losses, and steps that stand in it.
+OWN = "objective."
 
 
 def build(graph: ModelGraph, seed: int = 0) -> Network:
@@ -41,13 +45,11 @@ def build(graph: ModelGraph, seed: int = 0) -> Network:
     net.graph = graph
     for name, slot in graph.learns.items():
         net.register_parameter(name, nn.Parameter(torch.empty(slot.shape)))
-    placed: set[str] = set()
-    for node in graph.nodes:
-        operator = type(node.operator)
-        if node.path in placed or operator.kind in ("expression", "objective"):
-            continue
-        placed.add(node.path)
-        _place(net, node.path, torch_face(operator)(node.operator, node.typing))
+    for path, uses in _steps(graph).items():
+        modules = [
+            (shapes, torch_face(type(node.operator))(node.operator, node.typing)) for shapes, node in uses
+        ]
+        _place(net, path, modules[0][1] if len(modules) == 1 else ByShape(modules))
     for path, scope in graph.scopes.items():
         if path not in ("", "objective") and scope.results:
             _place(net, path, _instance(writer.scope(path)))
@@ -90,17 +92,27 @@ class Objective(ObjectiveBase):
         self.net = net
         for node in graph.nodes:
             operator = type(node.operator)
-            if operator.kind == "objective":
-                _place(
-                    self,
-                    node.path.removeprefix("objective."),
-                    torch_face(operator)(node.operator, node.typing),
-                )
+            if operator.kind != "expression" and node.path.startswith(OWN):
+                _place(self, node.path.removeprefix(OWN), torch_face(operator)(node.operator, node.typing))
         self.__class__ = generated_class(written.base, written.name, written.source)  # type: ignore[assignment]
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """The objective of a batch: shape ()."""
         raise NotImplementedError("the generated class has the forward")
+
+
+def _steps(graph: ModelGraph) -> dict[str, list[tuple[Shapes, Node]]]:
+    """The uses of each step that are to have a module: the first one, and those that know of other tokens.
+
+    Where they differ in what they know, each shape of what is piped in has a module.
+    """
+    found: dict[str, dict[Shapes, Node]] = {}
+    for node in graph.nodes:
+        if type(node.operator).kind != "expression" and not node.path.startswith(OWN):
+            shapes = tuple(graph.type_of(value).shape for value in node.inputs)
+            found.setdefault(node.path, {}).setdefault(shapes, node)
+    several = {path for path, uses in found.items() if len({node.typing.facts for node in uses.values()}) > 1}
+    return {path: [*uses.items()][: None if path in several else 1] for path, uses in found.items()}
 
 
 def _check_memory(graph: ModelGraph) -> None:
@@ -145,9 +157,11 @@ def _initialise(net: Network, graph: ModelGraph, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for path, slot in graph.slots.items():
         weight = net.get_parameter(path)
-        _fill(weight, slot.initial, generator)
+        if path not in graph.averages:  # what is drawn does not depend on who copies it
+            _fill(weight, slot.initial, generator)
         weight.requires_grad_(path not in graph.frozen)
     net.constrain_()
+    net.average_(momentum=0)
 
 
 def _fill(weight: Tensor, initial: Initial, generator: torch.Generator) -> None:

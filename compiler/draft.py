@@ -12,7 +12,7 @@ import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
-from crate_dsl.compiler.graph import Call, Entry, ModelGraph, Node, Scope, Value
+from crate_dsl.compiler.graph import Call, Entry, ModelGraph, Node, Scope, Value, items_of
 from crate_dsl.compiler.operators import Operator, Port, Ref, Typing
 from crate_dsl.compiler.types import TensorType
 
@@ -95,7 +95,8 @@ class Draft:
 
     @property
     def flops(self) -> int:
-        return sum(node.typing.flops for node in self.nodes)
+        items = items_of(self.nodes)
+        return sum(node.typing.flops * items[node.name] for node in self.nodes)
 
     # -------------------------------------------------------------- writing
 
@@ -223,6 +224,7 @@ class Draft:
             names=self.names,
             pairs=(),
             warnings=(),
+            averages={},
         )
         return graph, weights
 

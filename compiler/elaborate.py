@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import networkx as nx
+
 from crate_dsl.compiler import not_yet
 from crate_dsl.compiler.accepts import accepted
 from crate_dsl.compiler.arguments import Broken
@@ -21,7 +23,7 @@ from crate_dsl.compiler.record import MAXIMUM_STEPS, Owner, Place, Recorder, Too
 from crate_dsl.compiler.settings import broken_names, nearest, resolve
 from crate_dsl.compiler.statements import definitions
 from crate_dsl.language import syntax
-from crate_dsl.language.diagnostics import Report
+from crate_dsl.language.diagnostics import Diagnostic, Label, Report
 from crate_dsl.language.source import Source, Span
 
 
@@ -69,6 +71,8 @@ class ModelElaborator(Losses):
                     self.statement(statement, place)
         self._objectives(model, place)
         self._recipes(model, place)
+        self._check_slow_copies()
+        self._check_exported()
         whole = not any(isinstance(statement, syntax.Broken) for statement in model.statements)
         if whole and not any(isinstance(statement, syntax.Output) for statement in model.statements):
             bound = [s.names[-1].text for s in model.statements if isinstance(s, syntax.Binding)]
@@ -168,6 +172,52 @@ class ModelElaborator(Losses):
                 return
         self.objective = value.value
 
+    # -------------------------------------------------------------- the model as a whole
+
+    def _check_slow_copies(self) -> None:
+        """A slow copy follows weights that are there, and of the same shapes."""
+        slots = self.recorder.slots
+        for copy, span in self.slow_copies.values():
+            stage = copy.follows
+            assert stage is not None
+            if stage.path not in self.recorder.scopes:
+                message = (
+                    f"`{copy.name}` is a slow copy of `{stage.name}`, which is never used: nothing moves it"
+                )
+                also = [(stage.span, "not used")]
+                self.error("E0536", span, message, f"train it: `value -> {stage.name}`", also=also)
+                continue
+            for path, average in self.recorder.averages.items():
+                if path.startswith(f"{copy.path}.") and slots[path].shape != slots[average.source].shape:
+                    (use, type_), (at, other) = (next(iter(s.used.values())) for s in (copy, stage))
+                    sizes = f"{list(slots[path].shape)}, and `{average.source}` {list(slots[average.source].shape)}"
+                    message = (
+                        f"`{copy.name}` is a slow copy of `{stage.name}`, and their weights differ in shape"
+                    )
+                    help = f"`{path}` is {sizes}: both are used on tokens of one width"
+                    also = [(at, f"`{stage.name}` is used on {other}")]
+                    self.error("E0404", use, message, help, label=f"used on {type_}", also=also)
+                    break
+
+    def _check_exported(self) -> None:
+        """What is drawn at random while training is no part of what is exported."""
+        graph = self.recorder.graph
+        told: set[str] = set()
+        for name, value in self.outputs.items():
+            reached = nx.ancestors(graph, value.node) | {value.node}
+            for node in (data["item"] for at, data in graph.nodes(data=True) if at in reached):
+                if not isinstance(node, Node) or node.path in told or not _is_random(node):
+                    continue
+                told.add(node.path)
+                message = f"`{node.word}` is for training alone, and the output `{name}` depends on it"
+                help = "what is exported is computed from the value before it; the objective alone may read the rest"
+                where, also = Label(span=node.span), (Label(span=self._output_spans[name], text="exported"),)
+                self.report.add(
+                    Diagnostic(
+                        code="E0532", message=message, where=where, also=also, uses=node.uses, help=(help,)
+                    )
+                )
+
     # -------------------------------------------------------------- recipes
 
     def _recipes(self, model: syntax.Model, place: Place) -> None:
@@ -237,6 +287,10 @@ class ModelElaborator(Losses):
                 self.error("W0801", definition.span, f"{shown} is never used")
 
 
+def _is_random(node: Node) -> bool:
+    return node.operator.kind == "training" and not node.operator.identity_at_inference
+
+
 def _first_word(statement: syntax.Train) -> Span:
     return replace(statement.span, end=statement.span.start + len("train"))
 
@@ -298,7 +352,8 @@ def elaborate(
         scopes=recorder.scopes,
         slots=recorder.slots,
         learns=recorder.learns,
-        frozen=frozenset(path for path in recorder.slots if path in used and path not in recorder.trained),
+        frozen=frozenset(path for path in recorder.slots if path in used and path not in recorder.trained)
+        | frozenset(recorder.averages),
         inputs=elaborator.inputs,
         targets=elaborator.targets,
         outputs=elaborator.outputs,
@@ -307,6 +362,7 @@ def elaborate(
         train=elaborator.recipe(variant),
         pairs=tuple(recorder.pairs),
         warnings=report.warnings,
+        averages=recorder.averages,
     )
 
 

@@ -75,7 +75,7 @@ def emit(
         )
         for name, type_ in zip(outputs, node.typing.outputs, strict=True):
             if name not in graph.outputs:
-                whole.value_info.add(name=name, type=types.of(type_))
+                whole.value_info.add(name=name, type=types.of(type_, graph.items[node.name]))
     for name, value in graph.outputs.items():
         if names[value] != name:  # one value under two names, or an input under another one
             whole.node.add(op_type="Identity", name=name, input=[names[value]], output=[name])
@@ -239,15 +239,17 @@ class _Types:
 
     def __init__(self, batch: str) -> None:
         self._batch = batch
-        self._known: dict[TensorType, onnx.TypeProto] = {}
+        self._known: dict[tuple[TensorType, int], onnx.TypeProto] = {}
 
-    def of(self, wanted: TensorType) -> onnx.TypeProto:
-        if wanted not in self._known:
+    def of(self, wanted: TensorType, items: int = 1) -> onnx.TypeProto:
+        """The type of a value whose batch axis holds so many items of each sample."""
+        key = wanted, items
+        if key not in self._known:
             shape: list[str | int | None] = [
-                self._batch,
+                self._batch if items == 1 else f"{items} * {self._batch}",
                 *(str(dim) if dim.symbol else dim.offset for dim in wanted.shape),
             ]
             if wanted.flat:  # all samples' tokens, one after another: of unknown number, as the batch is
                 shape = [None, *shape[2:]]
-            self._known[wanted] = helper.make_tensor_type_proto(ELEMENTS[wanted.kind], shape)
-        return self._known[wanted]
+            self._known[key] = helper.make_tensor_type_proto(ELEMENTS[wanted.kind], shape)
+        return self._known[key]

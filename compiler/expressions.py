@@ -13,6 +13,7 @@ from crate_dsl.compiler.meanings import (
     POISON,
     BlockMeaning,
     Constant,
+    Definition,
     LearnMeaning,
     Meaning,
     Namespace,
@@ -129,10 +130,26 @@ class Expressions:
                     also=[(definition.span, "declared here")] if definition.span else [],
                     place=place,
                 )
-            return definition.meaning
+            return self._of_this_batch(definition, written, place)
         if text in ("true", "false"):
             return Constant(text == "true")
         return self.unknown(text, written.span, place)
+
+    def _of_this_batch(self, definition: Definition, written: syntax.Name, place: Place) -> Meaning:
+        """What a name means; reported where it is a value of another batch: of samples inside `each`, or of items."""
+        meaning = definition.meaning
+        if not isinstance(meaning, Tensor) or place.dry:
+            return meaning
+        if self.recorder.batches.get(meaning.value.node, "") == place.batch:
+            return meaning
+        return self.error(
+            "E0534",
+            written.span,
+            f"inside `each`, steps work on items one by one, and `{written.text}` belongs to a whole sample",
+            "what an item needs is computed from the item, inside the body; what joins items stands behind it",
+            also=[(definition.span, "defined here")] if definition.span else [],
+            place=place,
+        )
 
     def unknown(self, text: str, span: Span, place: Place) -> Poison:
         """Report a name that means nothing here, as what it most likely is."""

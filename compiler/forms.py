@@ -1,4 +1,4 @@
-"""What looks like a step and is a form of the language: `repeat`, `residual`, and stages derived from stages."""
+"""What looks like a step and is a form of the language: `repeat`, `residual`, `each`, and stages made of stages."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any, ClassVar
 
+from pydantic import BaseModel, ConfigDict
+
 from crate_dsl.compiler import reserved
-from crate_dsl.compiler.apply import Steps, is_broken
+from crate_dsl.compiler.apply import Steps, graph_inputs, is_broken
 from crate_dsl.compiler.arguments import report_unknown
 from crate_dsl.compiler.expressions import make
 from crate_dsl.compiler.meanings import (
@@ -20,11 +22,20 @@ from crate_dsl.compiler.meanings import (
     StageMeaning,
     Tensor,
 )
-from crate_dsl.compiler.operators import Port, Weight
+from crate_dsl.compiler.operators import Fraction01, Port, Weight
 from crate_dsl.compiler.record import MAXIMUM_STEPS, Owner, Place
 from crate_dsl.compiler.steps import operators
 from crate_dsl.compiler.types import floats
 from crate_dsl.language import syntax
+from crate_dsl.language.source import Span
+
+
+class _EmaArguments(BaseModel):
+    """What `ema` takes beside the stage."""
+
+    model_config = ConfigDict(defer_build=True)
+
+    momentum: Fraction01 = 0.996
 
 
 class Forms(Steps):
@@ -142,6 +153,46 @@ class Forms(Steps):
         path = place.owner.path_of("residual")
         return self.record(operator, (), ports, {}, step.name.span, place, path)
 
+    # -------------------------------------------------------------- each
+
+    def each(self, step: syntax.Step, value: Meaning, place: Place) -> Meaning:
+        """`each { … }`: the body on every item of the leading axis, (V, …) -> (V, …), with one set of weights."""
+        self.recorder.count(step.name.span)
+        if step.arguments:
+            message = "`each` takes no arguments, only a body"
+            self.error("E0303", step.arguments[0].span, message, place=place)
+        if step.body is None:
+            return self._body_missing(step, "each", place)
+        if self.too_deep(step.name.span, place):
+            return POISON
+        if not self._has_one_input(step, step.body, place):
+            value, place = POISON, replace(place, dry=True)
+        path = place.owner.path_of("fold")
+        inner = replace(place.within("in `each`", step.name.span, step.span), batch=path)
+        items = self._items(step, value, inner, path)
+        result = self.body(step.body, items, {}, inner, step.name.span)
+        path = place.owner.path_of("unfold")
+        if not isinstance(value, Tensor) or not isinstance(result, Tensor):
+            if not isinstance(result, Tensor | Poison):
+                self.error("E0503", step.name.span, f"the body ends in {self.describe(result)}", place=place)
+            return POISON
+        operator, ports = make("unfold", like=Port(value.type)), {"like": value.value}
+        return self.record(operator, (result,), ports, {}, step.name.span, place, path)
+
+    def _items(self, step: syntax.Step, value: Meaning, inner: Place, path: str) -> Meaning:
+        """The items of a value, as samples of a batch of their own."""
+        if not isinstance(value, Tensor):
+            return POISON
+        count = value.type.shape[0].static if value.type.rank > 1 else None
+        if count is None:
+            message = (
+                f"`each` takes a known number of items, float[items, …], but is given {value.type}"
+                if value.type.rank > 1
+                else f"`each` takes items of at least one axis, float[items, …], but is given {value.type}"
+            )
+            return self.error("E0533", step.name.span, message, place=inner)
+        return self.record(make("fold", count=count), (value,), {}, {}, step.name.span, inner, path)
+
     def _warn_residual_compress(self, body: syntax.Chain | syntax.Graph, place: Place) -> None:
         if isinstance(body, syntax.Chain) and len(body.steps) == 1 and body.steps[0].name.text == "compress":
             message = "`compress` contains its residual, and this adds a second one"
@@ -169,22 +220,72 @@ class Forms(Steps):
         stage = self.stage_argument(step, place)
         if stage is None:
             return POISON
+        fresh = _again(stage, stage.name, place.owner.path_of(stage.name), step.span)
+        return self._use_derived(fresh, (step.arguments or ())[1:], step, value, place)
+
+    def again(self, step: syntax.Step, name: str, path: str, span: Span, place: Place) -> StageMeaning | None:
+        """`stage other = copy(encoder)`."""
+        stage = self.stage_argument(step, place)
+        return None if stage is None else _again(stage, name, path, span)
+
+    def ema(self, step: syntax.Step, value: Meaning, place: Place) -> Meaning:
+        """`ema(student)` in a pipeline: a slow copy, owned here."""
+        stage = self.stage_argument(step, place)
+        if stage is None:
+            return POISON
+        rest, names = (step.arguments or ())[1:], graph_inputs(stage.body)[1:]
+        handed = tuple(a for a in rest if a.name is not None and a.name.text in names)
+        own = replace_arguments(step, tuple(argument for argument in rest if argument not in handed))
         path = place.owner.path_of(stage.name)
-        fresh = StageMeaning(stage.name, path, stage.body, stage.names, step.span, read=True)
-        return self._use_derived(fresh, step, value, place)
+        slow = self._slow_copy(stage, own, stage.name, path, step.span, place)
+        return POISON if slow is None else self._use_derived(slow, handed, step, value, place)
+
+    def slow_copy(
+        self, step: syntax.Step, name: str, path: str, span: Span, place: Place
+    ) -> StageMeaning | None:
+        """`stage teacher = ema(student)`: the same text; its weights follow the student's as it is trained."""
+        stage = self.stage_argument(step, place)
+        if stage is None:
+            return None
+        own = replace_arguments(step, (step.arguments or ())[1:])
+        return self._slow_copy(stage, own, name, path, span, place)
+
+    def _slow_copy(
+        self, stage: StageMeaning, step: syntax.Step, name: str, path: str, span: Span, place: Place
+    ) -> StageMeaning | None:
+        """A slow copy of a stage, with what `ema` is given beside it; None after reporting."""
+        if stage.follows is not None:
+            message = f"`{stage.name}` is a slow copy already: `ema` takes the stage that is trained"
+            help = f"a second copy of the same stage: `ema({stage.follows.name}, momentum = …)`"
+            also = [(stage.span, f"it follows `{stage.follows.name}`")]
+            self.error("E0535", step.name.span, message, help, also=also, place=place)
+            return None
+        reader = self.reader(place)
+        read = reader.read("ema", _EmaArguments, step.arguments or (), step.name.span)
+        made = read and reader.construct("ema", _EmaArguments, read, step.span)
+        if not isinstance(made, _EmaArguments):
+            return None
+        return replace(_again(stage, name, path, span), follows=stage, momentum=made.momentum)
 
     def frozen(self, step: syntax.Step, value: Meaning, place: Place) -> Meaning:
         """`frozen(encoder)`: the same weights, not trained."""
         stage = self.stage_argument(step, place)
-        return POISON if stage is None else self._use_derived(stage, step, value, place, frozen=True)
+        if stage is None:
+            return POISON
+        return self._use_derived(stage, (step.arguments or ())[1:], step, value, place, frozen=True)
 
     def _use_derived(
-        self, stage: StageMeaning, step: syntax.Step, value: Meaning, place: Place, frozen: bool = False
+        self,
+        stage: StageMeaning,
+        handed: tuple[syntax.Argument, ...],
+        step: syntax.Step,
+        value: Meaning,
+        place: Place,
+        frozen: bool = False,
     ) -> Meaning:
         if is_broken(stage.body):
             return POISON
-        handed = replace_arguments(step, (step.arguments or ())[1:])
-        named = self.stage_inputs(stage, handed, place)
+        named = self.stage_inputs(stage, replace_arguments(step, handed), place)
         return self.use_stage(stage, value, named, step.name.span, place, frozen)
 
     def transpose(self, step: syntax.Step, value: Meaning, place: Place) -> Meaning:
@@ -207,10 +308,14 @@ class Forms(Steps):
             )
             also = [(stage.span, "the stage")]
             return self.error("E0505", step.name.span, message, also=also, place=place)
-        name = f"{stage.path}.{word}.{slot}"
         if not isinstance(value, Tensor) or place.dry:
             return POISON
-        if name not in self.recorder.slots:
+        if stage.follows is not None and place.averaging is not None:
+            return self.nested_copy(stage.name, step.name.span, place)
+        # A slow copy reads its own of the stage, where it has one so far.
+        paths = [f"{own.path}.{word}.{slot}" for own in (self.own_copy(stage, place)[0], stage)]
+        name = next((path for path in paths if path in self.recorder.slots), None)
+        if name is None:
             message = f"`{stage.name}` must be used before it is transposed: its first use makes its weights"
             also = [(stage.span, "not used so far")]
             return self.error("E0506", step.name.span, message, also=also, place=place)
@@ -219,7 +324,7 @@ class Forms(Steps):
         return self.record(operator, (value,), {}, {}, step.name.span, place, path)
 
     def stage_argument(self, step: syntax.Step, place: Place) -> StageMeaning | None:
-        """The stage that `copy`, `frozen` or `transpose` is given."""
+        """The stage that `copy`, `frozen`, `ema` or `transpose` is given."""
         self.no_body(step, place)
         argument = step.arguments[0] if step.arguments else None
         if argument is None or argument.name is not None or not isinstance(argument.value, syntax.Name):
@@ -245,10 +350,17 @@ class Forms(Steps):
     forms: ClassVar[Mapping[str, Callable[[Any, syntax.Step, Meaning, Place], Meaning]]] = {
         "repeat": repeat,
         "residual": residual,
+        "each": each,
         "copy": copy,
         "frozen": frozen,
+        "ema": ema,
         "transpose": transpose,
     }
+
+
+def _again(stage: StageMeaning, name: str, path: str, span: Span) -> StageMeaning:
+    """A stage of the same text, with weights of its own."""
+    return StageMeaning(name, path, stage.body, stage.names, span, read=True)
 
 
 def replace_arguments(step: syntax.Step, arguments: tuple[syntax.Argument, ...]) -> syntax.Step:

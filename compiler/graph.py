@@ -93,6 +93,29 @@ class Pair:
     certificate: Certificate | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Average:
+    """What a weight of a slow copy follows: after each step of training it is m times itself and 1 - m times `source`.
+
+    `source` is the path of the weight that it copies, `momentum` is m.
+    """
+
+    source: str
+    momentum: float
+
+
+def items_of(nodes: Iterable[Node]) -> dict[str, int]:
+    """How many items of each sample lie in the batch axis of each node's results: V inside `each { … }`, else 1.
+
+    Nodes stand behind those that they read.
+    """
+    found: dict[str, int] = {}
+    for node in nodes:
+        given = node.inputs or tuple(node.ports.values())
+        found[node.name] = node.operator.items(max((found.get(v.node, 1) for v in given), default=1))
+    return found
+
+
 # ------------------------------------------------------------------ the nested view
 
 
@@ -173,7 +196,8 @@ class ModelGraph:
 
     `pairs` says which step undoes which. `names` gives values the names that the spec gives them; `settings` are the
     parameters' values in force; `learns` are the model's own `learn` tensors by name; `slots` are all weights by path,
-    in the order in which they are initialised.
+    in the order in which they are initialised. `frozen` are the weights that no gradient moves; those of them that
+    belong to slow copies (`ema(student)`) follow others, as `averages` says by path.
     """
 
     model: str
@@ -193,6 +217,7 @@ class ModelGraph:
     train: Mapping[str, Any]
     pairs: tuple[Pair, ...] = ()
     warnings: tuple[Diagnostic, ...] = ()
+    averages: Mapping[str, Average] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ModelGraph:
         """A graph never changes: copies of a network share it."""
@@ -239,16 +264,28 @@ class ModelGraph:
         """The inputs that the outputs need, in the order of the spec."""
         return {name: entry for name, entry in self.inputs.items() if name in self.exported}
 
+    @cached_property
+    def items(self) -> Mapping[str, int]:
+        """How many items of each sample lie in the batch axis of each node's results: V inside `each { … }`, else 1."""
+        return items_of(self.nodes)
+
     @property
     def parameters(self) -> int:
-        """Unique trained numbers: frozen ones are not counted (`frozen_parameters`)."""
+        """Unique trained numbers: frozen ones are not counted (`frozen_parameters`), nor those of slow copies."""
         return sum(prod(slot.shape) for path, slot in self.slots.items() if path not in self.frozen)
 
     @property
     def frozen_parameters(self) -> int:
+        """Numbers that nothing moves, and those of slow copies."""
         return sum(prod(self.slots[path].shape) for path in self.frozen)
+
+    @property
+    def averaged_parameters(self) -> int:
+        """Numbers in slow copies."""
+        return sum(prod(self.slots[path].shape) for path in self.averages)
 
     @property
     def flops(self) -> int:
         """Operations for one sample, 2 per multiply-add, of what is exported."""
-        return sum(node.typing.flops for node in self.nodes if node.name in self.exported)
+        exported = (node for node in self.nodes if node.name in self.exported)
+        return sum(node.typing.flops * self.items[node.name] for node in exported)

@@ -73,7 +73,10 @@ class Handed:
 
 @dataclass(slots=True)
 class StageMeaning:
-    """A stage: its text, and what its first use made of it."""
+    """A stage: its text, and what its uses made of it. `used` has the first use on each shape.
+
+    `follows` is the stage of which this one is a slow copy, with `momentum`.
+    """
 
     name: str
     path: str
@@ -81,8 +84,9 @@ class StageMeaning:
     names: Namespace
     span: Span
     read: bool = False
-    first_use: Span | None = None
-    first_type: TensorType | None = None
+    used: dict[tuple[Dim, ...], tuple[Span, TensorType]] = field(default_factory=dict)
+    follows: StageMeaning | None = None
+    momentum: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

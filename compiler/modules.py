@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from crate_dsl.compiler.operators import Learned, Operator, Port, Typing
-from crate_dsl.compiler.types import TensorType
+from crate_dsl.compiler.types import Dim, TensorType
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,9 @@ class StepModule(nn.Module):
     `forward` takes the piped tensors by position, and by name the tensors handed over by argument (`mask =
     kept`) and the weights that the step borrows. Every tensor has a batch axis in front.
     """
+
+    #: Whether its weights are another module's, which alone keeps them in its state.
+    borrows = False
 
     def __init__(self, operator: Operator, typing: Typing) -> None:
         super().__init__()
@@ -76,3 +79,72 @@ class StepModule(nn.Module):
 
     def extra_repr(self) -> str:
         return repr(self.operator)
+
+    def _save_to_state_dict(self, *given: Any, **named: Any) -> None:
+        if not self.borrows:
+            super()._save_to_state_dict(*given, **named)
+
+    def _load_from_state_dict(self, *given: Any, **named: Any) -> None:
+        if not self.borrows:
+            super()._load_from_state_dict(*given, **named)
+
+
+#: The shapes of what is piped into one use of a step, as its types have them.
+Shapes = tuple[tuple[Dim, ...], ...]
+
+
+class ByShape(StepModule):
+    """A step that is used on tokens of several layouts, with the same weights: a module for each shape.
+
+    What a step knows of its tokens (their grid, the class token's place) belongs to the use, and uses that differ in it
+    differ in shape.
+
+    Args:
+        uses: Modules of one step with the shapes that each is for. They share the weights of the first.
+    """
+
+    def __init__(self, uses: Sequence[tuple[Shapes, StepModule]]) -> None:
+        nn.Module.__init__(self)
+        first = uses[0][1]
+        self.operator, self.facts = first.operator, first.facts
+        self.shapes = tuple(shapes for shapes, _ in uses)
+        self.uses = nn.ModuleList(module for _, module in uses)
+        for name, weight in list(first.named_parameters(recurse=False)):
+            self.register_parameter(name, weight)
+            for _, module in uses:
+                setattr(module, name, weight)
+        for _, module in uses:
+            module.borrows = True
+
+    def use(self, sizes: Sequence[Sequence[int]]) -> Any:
+        """The module for inputs of these sizes, without the batch axis.
+
+        Raises:
+            ValueError: the step is used on nothing of these sizes.
+        """
+        for shapes, module in zip(self.shapes, self.uses, strict=True):
+            if len(shapes) == len(sizes) and all(map(_fits, shapes, sizes)):
+                return module
+        raise ValueError(
+            f"`{self.operator.word}` is not used on {[tuple(size) for size in sizes]} in the spec"
+        )
+
+    def forward(self, *piped: Tensor, **named: Any) -> Any:
+        return self.use([z.shape[1:] for z in piped])(*piped, **named)
+
+    def explain(self, *piped: Any, **named: Any) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = self.use([z.shape[1:] for z in piped]).explain(*piped, **named)
+        return found
+
+    def bound(self, *inputs: TensorType, **given: Tensor) -> Bound:
+        found: Bound = self.use([[dim.bound for dim in type_.shape] for type_ in inputs]).bound(
+            *inputs, **given
+        )
+        return found
+
+
+def _fits(shape: Sequence[Dim], size: Sequence[int]) -> bool:
+    return len(shape) == len(size) and all(
+        length == dim.offset if dim.symbol is None else length <= dim.bound
+        for dim, length in zip(shape, size, strict=True)
+    )

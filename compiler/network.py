@@ -54,7 +54,11 @@ class Scope(Generated):
 
 
 class Network(Generated):
-    """A network built from a spec: an ordinary torch module. `graph` is what it was built from."""
+    """A network built from a spec: an ordinary torch module. `graph` is what it was built from.
+
+    A training loop of your own calls `constrain_` and then `average_` after each step of the optimiser, where the spec
+    has constraints or slow copies (`graph.averages`); without them, both do nothing. `crate-dsl train` does.
+    """
 
     graph: ModelGraph
 
@@ -72,6 +76,37 @@ class Network(Generated):
         `crate-dsl train` does. Weights without a constraint are left alone.
         """
         constrain_(dict(self.named_parameters()), self.graph.slots)
+
+    @torch.no_grad()
+    def average_(self, momentum: float | None = None) -> None:
+        """Let every slow copy (`ema(student)`) follow by one step: t ← m t + (1 - m) s, weight by weight.
+
+        Weights with a constraint are led back to it. Tarvainen and Valpola 2017, arXiv 1703.01780, eq. 3.
+
+        Args:
+            momentum: m, in place of each copy's own; 0 makes copies equal to what they copy, as they are when built.
+
+        >>> import crate_dsl
+        >>> from crate_dsl.language.source import Source
+        >>> from crate_dsl.workspace import Target, load_source
+        >>> spec = '''model m { input z : float[6, 8]  stage s = linear(4)
+        ...   stage t = ema(s, momentum = 0.75)  y = z -> s  target_ = z -> t  output target_
+        ...   objective mse(y, target_) }'''
+        >>> net = crate_dsl.build(load_source(Source("m.crate", spec), Target("m.crate")))
+        >>> _ = net.s.linear.bias.data.fill_(1.0), net.t.linear.bias.data.fill_(3.0)
+        >>> net.average_()
+        >>> net.t.linear.bias
+        Parameter containing:
+        tensor([2.5000, 2.5000, 2.5000, 2.5000])
+        """
+        weights = dict(self.named_parameters())
+        for path, average in self.graph.averages.items():
+            kept = average.momentum if momentum is None else momentum
+            if kept == 0:
+                weights[path].copy_(weights[average.source])  # whatever was there: it may be no number yet
+            else:
+                weights[path].lerp_(weights[average.source], 1 - kept)
+        constrain_(weights, {path: self.graph.slots[path] for path in self.graph.averages})
 
     def draw(self, name: str, *given: Tensor, **lengths: int) -> Tensor:
         """An input that nobody gave, drawn as the spec declares; `given` tells the batch and the device."""

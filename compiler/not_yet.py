@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 _STEPS = (
-    "ema each scan unscan shift corrupt merge tile quantize drop_path rotary diffusion denoising commitment"
+    "scan unscan shift corrupt merge tile quantize drop_path rotary diffusion denoising commitment"
 )
 #: Steps, derived stages and losses by name.
 STEPS = frozenset(_STEPS.split())

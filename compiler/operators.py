@@ -343,6 +343,13 @@ class Operator(BaseModel):
         """Whether each token of the result depends on that token alone of what is given: float[…, dim] of any axes."""
         return False
 
+    def items(self, given: int) -> int:
+        """How many items of each sample lie in the batch axis of the results, where `given` lie in that of the input.
+
+        It is 1 outside of `each { … }`.
+        """
+        return given
+
     def infer(self, *inputs: TensorType) -> Typing:
         """The type rule. `inputs` are the piped value(s); tensors given by argument are `Port` fields.
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from crate_dsl.compiler.expressions import make
 from crate_dsl.compiler.forms import Forms, replace_arguments
-from crate_dsl.compiler.graph import Apply, Call, Entry, Loop, Node, Pair, Scope, Value, made_by
+from crate_dsl.compiler.graph import Apply, Call, Loop, Node, Pair, Scope, Value, made_by
 from crate_dsl.compiler.meanings import POISON, Meaning, StageMeaning, Tensor
 from crate_dsl.compiler.operators import (
     Certificate,
@@ -69,6 +69,12 @@ class Pairing(Forms):
         mode = self._mode(step, place)
         if stage is None or mode is None or not isinstance(value, Tensor) or place.dry:
             return POISON
+        if place.averaging is not None:
+            message = (
+                f"a slow copy holds no inverse: undone, `{stage.name}` would have weights that nothing moves"
+            )
+            help = "copy the stages that are trained, and undo the one that is not copied"
+            return self.error("E0535", step.span, message, help, place=place)
         scope = self.recorder.scopes.get(stage.path)
         if scope is None:
             message = (
@@ -156,6 +162,8 @@ class _Undoing:
                     yield _Residual(node, simple)
                     last = left
                     continue
+                if node.word == "unfold":
+                    raise self._no_chain("an `each` in it works on items", node.span, place)
                 if len(node.inputs) != 1 or node.ports:
                     raise self._no_chain(_joins(node), node.span, place)
                 yield node
@@ -174,16 +182,23 @@ class _Undoing:
         assert isinstance(node, Node)
         return node
 
-    def _type(self, value: Value) -> TensorType:
-        item = self.steps.recorder.graph.nodes[value.node]["item"]
-        return item.type if isinstance(item, Entry) else item.typing.outputs[value.index]
+    def _used(self, node: Node, value: Tensor) -> Node:
+        """The use of a step that gave tokens such as these: what undoes it may depend on them."""
+        wanted = (value.type, value.type.layout)
+        for use in self.steps.recorder.uses_of(node.path):
+            if (use.typing.output, use.typing.output.layout) == wanted:
+                return use
+        return node
 
     # -------------------------------------------------------------- one link undone
 
     def _step(self, node: Node, value: Tensor, place: Place) -> Tensor:
-        answer, certificate = self._answer(node.operator, *(self._type(given) for given in node.inputs))
+        node = self._used(node, value)
+        types = map(self.steps.recorder.type_of, node.inputs)
+        answer, certificate = self._answer(node.operator, *types)
         if isinstance(answer, NoInverse):
             raise self._no_inverse(node, answer, place)
+        self._check_trained(node, place)
         try:
             typing = self.steps.infer(answer.operator, value.type)
         except Mistake as mistake:
@@ -277,12 +292,19 @@ class _Undoing:
         """A step of the stage itself, with its weights, applied once more."""
         recorder = self.steps.recorder
         recorder.count(self.span)
+        self._check_trained(node, place)
         typing = self.steps.infer(node.operator, value.type)
         path, operator = node.path, node.operator
         (result,) = recorder.step(path, operator, typing, (value.value,), {}, self.span, place)
         return result
 
     # -------------------------------------------------------------- no way back
+
+    def _check_trained(self, node: Node, place: Place) -> None:
+        """Refuse a step of a slow copy. Raises `_Stuck`."""
+        if node.path in self.steps.recorder.followed:
+            reason = NoInverse("it belongs to a slow copy, which follows and is not followed")
+            raise self._no_inverse(node, reason, place)
 
     def _no_inverse(self, node: Node, answer: NoInverse, place: Place, word: str = "") -> _Stuck:
         message = (

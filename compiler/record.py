@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import networkx as nx
 
-from crate_dsl.compiler.graph import Apply, Call, Entry, Loop, Node, Pair, Scope, Value
+from crate_dsl.compiler.graph import Apply, Average, Call, Entry, Loop, Node, Pair, Scope, Value
 from crate_dsl.compiler.meanings import Namespace, Tensor
-from crate_dsl.compiler.operators import Constraint, Operator, Ref, Slot, Typing
-from crate_dsl.compiler.types import TensorType
+from crate_dsl.compiler.operators import Constraint, Operator, Ref, Slot, Typing, Weight
+from crate_dsl.compiler.types import Dim, TensorType
 from crate_dsl.language.diagnostics import Label
 from crate_dsl.language.source import Span
 
@@ -39,7 +40,32 @@ class SlotMismatch(Exception):
 
 
 class LayoutMismatch(Exception):
-    """A step that exists already is asked to work on another layout of tokens."""
+    """A step that exists already is asked to work on another layout of tokens, and no shape tells the two apart."""
+
+
+class PathClash(Exception):
+    """Two things that a slow copy holds would have one path there: they follow `first` and `second`."""
+
+    def __init__(self, path: str, first: str, second: str) -> None:
+        super().__init__(path)
+        self.path, self.first, self.second = path, first, second
+
+
+#: The shapes of what is piped into one use of a step.
+Shapes = tuple[tuple[Dim, ...], ...]
+
+
+def may_be_equal(one: Shapes, two: Shapes) -> bool:
+    """Whether two uses can meet in their shapes when the network runs: an open length is any up to its bound."""
+
+    def together(a: Dim, b: Dim) -> bool:
+        if a.static is not None and b.static is not None:
+            return a == b
+        return (a.static is None or a.static <= b.bound) and (b.static is None or b.static <= a.bound)
+
+    return len(one) == len(two) and all(
+        len(a) == len(b) and all(map(together, a, b)) for a, b in zip(one, two, strict=True)
+    )
 
 
 @dataclass(slots=True)
@@ -66,6 +92,32 @@ class Owner:
 
 
 @dataclass(frozen=True, slots=True)
+class Averaging:
+    """Where the steps of a slow copy are read, and what their weights follow.
+
+    The copy's path is `top`. What lies under `here` follows what lies under `source`: the stage itself, or one that it
+    uses. Weights from elsewhere have copies of their own under `top`, too.
+    """
+
+    top: str
+    here: str
+    source: str
+    momentum: float
+
+    def followed(self, path: str) -> str:
+        """The path of what a thing of the copy follows."""
+        return self.source + path.removeprefix(self.here)
+
+    def holds(self, path: str) -> bool:
+        """Whether a path is one of the copy's own."""
+        return path == self.top or path.startswith(f"{self.top}.")
+
+    def inside(self, path: str) -> str:
+        """Where the copy keeps its own of something from elsewhere."""
+        return f"{self.top}.{path}"
+
+
+@dataclass(frozen=True, slots=True)
 class Use:
     """A use of a block, stage, repeat or residual that led to where steps are being read.
 
@@ -89,7 +141,10 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where steps are being read: who owns them, which scope records them, which names are seen, and what led there."""
+    """Where steps are being read: who owns them, which scope records them, which names are seen, and what led there.
+
+    `batch` says what the batch axis holds: samples, or (by the path of its fold) the items of an `each`.
+    """
 
     owner: Owner
     scope: Scope | None
@@ -99,6 +154,8 @@ class Place:
     frozen: bool = False
     objective: bool = False
     dry: bool = False
+    averaging: Averaging | None = None
+    batch: str = ""
 
     def within(self, text: str, span: Span, body: Span | None = None) -> Place:
         """One level further in, with the use that led there."""
@@ -121,7 +178,12 @@ class Recorder:
         self.trained: set[str] = set()
         self.pairs: list[Pair] = []
         self.steps = 0
-        self._first: dict[str, Node] = {}
+        #: What each weight of a slow copy follows, and likewise each step.
+        self.averages: dict[str, Average] = {}
+        self.followed: dict[str, str] = {}
+        #: What the batch axis of a node's results holds, where these are not samples.
+        self.batches: dict[str, str] = {}
+        self._facts: dict[str, dict[Shapes, Any]] = {}
         self._uses: Counter[str] = Counter()
 
     def count(self, span: Span) -> None:
@@ -149,6 +211,17 @@ class Recorder:
         if path in self.learns:
             self.learns[path] = constrained
 
+    def follow(self, path: str, source: str, momentum: float) -> None:
+        """Let a weight of a slow copy follow another one. Raises `PathClash` where it follows a third."""
+        known = self.averages.setdefault(path, Average(source, momentum))
+        if known.source != source:
+            raise PathClash(path, known.source, source)
+
+    def type_of(self, value: Value) -> TensorType:
+        item = self.graph.nodes[value.node]["item"]
+        found: TensorType = item.type if isinstance(item, Entry) else item.typing.outputs[value.index]
+        return found
+
     def step(
         self,
         path: str,
@@ -163,31 +236,59 @@ class Recorder:
 
         Raises:
             SlotMismatch, LayoutMismatch: the step was used before, on something else.
+            PathClash: in a slow copy, another step has its path.
         """
+        if place.averaging is not None:
+            source = place.averaging.followed(path)
+            if (known := self.followed.setdefault(path, source)) != source:
+                raise PathClash(path, known, source)
         weights: dict[str, Ref] = {}
         for name, weight in typing.weights.items():
-            slot_path = f"{path}.{name}" if isinstance(weight, Slot) else weight.name
-            if isinstance(weight, Slot):
-                self.slot(slot_path, weight)
-            elif weight.constraint != "none":
+            slot_path = self._owned(f"{path}.{name}", weight, place.averaging)
+            if not isinstance(weight, Slot) and weight.constraint != "none":
                 self._constrain(slot_path, weight.constraint)
             if not place.frozen and (not isinstance(weight, Slot) or weight.trained):
                 self.trained.add(slot_path)
             weights[name] = Ref(slot_path, "detached" if place.frozen else "same")
-        first = self._first.get(path)
-        if first is not None and first.typing.facts != typing.facts:
-            raise LayoutMismatch
+        shapes = tuple(self.type_of(value).shape for value in inputs)
+        known_facts = self._facts.setdefault(path, {})
+        if shapes not in known_facts or known_facts[shapes] != typing.facts:
+            for others, facts in known_facts.items():
+                if facts != typing.facts and may_be_equal(others, shapes):
+                    raise LayoutMismatch
+            known_facts[shapes] = typing.facts
         self._uses[path] += 1
         name = path if self._uses[path] == 1 else f"{path}@{self._uses[path]}"
         uses = tuple(use.label for use in place.uses)
         node = Node(name, path, operator, typing, inputs, dict(ports), weights, span, uses)
-        self._first.setdefault(path, node)
         self.graph.add_node(name, item=node)
+        if place.batch:
+            self.batches[name] = place.batch
         for key, value in [*((str(i), value) for i, value in enumerate(inputs)), *ports.items()]:
             self.graph.add_edge(value.node, name, key=key, value=value)
         if place.scope is not None:
             place.scope.body.append(Call(name))
         return tuple(Tensor(Value(name, i), type_) for i, type_ in enumerate(typing.outputs))
+
+    def _owned(self, path: str, weight: Slot | Weight, averaging: Averaging | None) -> str:
+        """The path of the weight that a step reads: its own, at `path`, or one from elsewhere."""
+        if isinstance(weight, Slot):
+            self.slot(path, weight)
+            if averaging is not None:
+                self.follow(path, averaging.followed(path), averaging.momentum)
+            return path
+        if averaging is None or averaging.holds(weight.name):
+            return weight.name
+        copied = averaging.inside(weight.name)
+        self.slot(copied, self.slots[weight.name])
+        self.follow(copied, weight.name, averaging.momentum)
+        return copied
+
+    def uses_of(self, path: str) -> Iterator[Node]:
+        """Every use of a step so far, the first one first."""
+        for count in range(1, self._uses[path] + 1):
+            node: Node = self.graph.nodes[path if count == 1 else f"{path}@{count}"]["item"]
+            yield node
 
     def scope(self, path: str, span: Span, pair: str | None = None) -> Scope:
         """A new owner of steps; as a layer of an inverse, with the layer that it undoes."""
@@ -207,7 +308,7 @@ class Recorder:
     def name(self, value: Value, name: str) -> None:
         self.names.setdefault(value, name)
 
-    def learn(self, path: str, slot: Slot, type_: TensorType) -> None:
-        self.slot(path, slot)
+    def learn(self, path: str, slot: Slot, place: Place) -> None:
+        self._owned(path, slot, place.averaging)
         if "." not in path:
             self.learns[path] = slot

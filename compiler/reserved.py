@@ -7,7 +7,7 @@ import keyword
 from crate_dsl.compiler.steps import operators
 
 #: What looks like a step and is a form of the language: it has a body, or takes a stage.
-FORMS = ("repeat", "residual", "copy", "frozen", "transpose", "inverse")
+FORMS = ("repeat", "residual", "each", "copy", "frozen", "ema", "transpose", "inverse")
 
 #: Names that an `nn.Module`, or the module that is generated for a network, has for itself.
 _TORCH = (

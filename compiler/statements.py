@@ -109,7 +109,7 @@ class Statements(Pairing):
                 self.error("E0464", statement.type.span, message, place=place)
             else:
                 if not place.dry and place.names.find(statement.name.text) is None:
-                    self.recorder.learn(path, Slot(cast(tuple[int, ...], shape), initial), type_)
+                    self.recorder.learn(path, Slot(cast(tuple[int, ...], shape), initial), place)
                 meaning = LearnMeaning(path, type_)
         self.define(statement.name, "learn", meaning, place)
 
@@ -131,12 +131,10 @@ class Statements(Pairing):
     def _stage_of(self, name: str, statement: syntax.Stage, place: Place) -> StageMeaning | Poison:
         path = place.owner.path_of(name)
         body, names = statement.body, Namespace(place.names, SEEN_BY_GRAPH_BODIES)
-        if isinstance(body, syntax.Chain) and len(body.steps) == 1 and body.steps[0].name.text == "copy":
-            original = self.stage_argument(body.steps[0], place)
-            if original is None:
-                return POISON
-            body, names = original.body, original.names
-            return StageMeaning(name, path, body, names, statement.name.span, read=True)
+        only = body.steps[0] if isinstance(body, syntax.Chain) and len(body.steps) == 1 else None
+        if only is not None and only.name.text in ("copy", "ema"):
+            derived = self.again if only.name.text == "copy" else self.slow_copy
+            return derived(only, name, path, statement.name.span, place) or POISON
         meaning = StageMeaning(name, path, body, names, statement.name.span)
         # Read once without a value: what is wrong with the stage's own words is found even where it is never used.
         self.use_stage(meaning, POISON, {}, statement.name.span, replace(place, dry=True))

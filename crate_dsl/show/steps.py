@@ -92,7 +92,8 @@ def steps_of(graph: ModelGraph) -> list[Step]:
         counted |= new
         parameters = sum(prod(graph.slots[slot].shape) for slot in new)
         inputs = tuple(graph.type_of(value) for value in node.inputs)
-        found.append(Step(node, inputs, parameters, node.typing.flops if exported else 0, exported))
+        flops = node.typing.flops * graph.items[node.name]
+        found.append(Step(node, inputs, parameters, flops if exported else 0, exported))
     return found
 
 
@@ -120,8 +121,11 @@ def title_of(graph: ModelGraph) -> str:
 
 def size_of(graph: ModelGraph) -> str:
     """The totals of a network as one line."""
-    frozen = f" and {graph.frozen_parameters:,} frozen" if graph.frozen_parameters else ""
-    return f"{graph.parameters:,} parameters{frozen}, {short(graph.flops)} operations a sample"
+    slow = graph.averaged_parameters
+    held = {"frozen": graph.frozen_parameters - slow, "in slow copies": slow}
+    beside = " and ".join(f"{count:,} {what}" for what, count in held.items() if count)
+    whole = f"{graph.parameters:,} parameters{f' and {beside}' if beside else ''}"
+    return f"{whole}, {short(graph.flops)} operations a sample"
 
 
 def short(number: int) -> str:

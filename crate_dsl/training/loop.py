@@ -107,6 +107,7 @@ class Training(LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         self.objective.net.constrain_()
+        self.objective.net.average_()
 
     def configure_gradient_clipping(
         self,
