@@ -11,8 +11,9 @@ from crate_dsl.compiler.operators import (
     Weight,
 )
 from crate_dsl.compiler.steps.compress.operator import Compress, Decompress, Relative
+from crate_dsl.compiler.steps.compress.pooling import Pool
 from crate_dsl.compiler.steps.norm.operator import LayerNorm, NoNorm, RmsNorm
-from crate_dsl.compiler.types import Dim, TensorType, floats
+from crate_dsl.compiler.types import Dim, Grid, Layout, Segment, TensorType, floats
 from tests.steps.harness import Step, step
 
 #: Rounding of float64 over sums of a few dozen terms.
@@ -21,11 +22,25 @@ EXACT = 1e-12
 SINGLE = 3e-5
 
 N, D, K, P = 7, 11, 3, 5
-TOKENS = floats(N, D)
+#: A class token, patches of a picture, a register: steps that need no grid do not look.
+GRID = Grid(rows=1, columns=5, patch=2, channels=3)
+TOKENS = floats(
+    N,
+    D,
+    layout=Layout((Segment("first", Dim(1)), Segment("patches", Dim(5), grid=GRID), Segment("last", Dim(1)))),
+)
 KEPT = Port(TensorType("bool", (Dim(N),)))
 PER_SAMPLE = Port(floats())
 #: Arguments whose inverse is certain.
 CERTIFIED = {"subspaces": 2, "rank": P, "gradient": "exact", "norm": NoNorm(), "constraint": "orthonormal"}
+STATISTICS = {"subspaces": K, "rank": P, "gradient": "statistics"}
+CAUSAL = STATISTICS | {"mask": "causal"}
+POOLED = {
+    "subspaces": K,
+    "rank": P,
+    "gradient": "representatives",
+    "representatives": Pool(rows=1, columns=3),
+}
 VARIANTS = {
     "published": Compress(subspaces=K, rank=P),
     "one_subspace": Compress(subspaces=1, rank=P),
@@ -52,10 +67,25 @@ VARIANTS = {
     "exact_bases": Compress(subspaces=2, rank=P, gradient="exact", bases=Weight("axes", floats(2 * P, D))),
     "neumann": Compress(subspaces=K, rank=P, gradient="neumann", eps=5.0),
     "neumann_orthonormal": Compress(subspaces=2, rank=P, gradient="neumann", eps=9, constraint="orthonormal"),
+    "statistics": Compress(**STATISTICS),
+    "statistics_one": Compress(**(STATISTICS | {"subspaces": 1})),
+    "statistics_tied": Compress(**STATISTICS, out="tied", norm=RmsNorm()),
+    "statistics_step": Compress(**STATISTICS, step=Learned(0.3, (D,)), norm=NoNorm(), bias=False),
+    "statistics_kept": Compress(**STATISTICS, mask=KEPT, step=PER_SAMPLE),
+    "statistics_causal": Compress(**CAUSAL),
+    "statistics_length": Compress(**CAUSAL, length=N + 2, step=Learned(0.3, (D,))),
+    "statistics_causal_tied": Compress(**CAUSAL, out="tied", step=0.4),
+    "statistics_no_bias": Compress(**CAUSAL, bias=False, bases=Weight("axes", floats(K * P, D))),
+    "representatives": Compress(**POOLED),
+    "representatives_published": Compress(subspaces=K, rank=P, gradient="representatives"),
+    "representatives_tied": Compress(**POOLED, out="tied", step=0.4, scale=0.7),
+    "representatives_tokens": Compress(**(POOLED | {"representatives": "tokens"}), step=Learned(0.3, (D,))),
     "undone": Decompress(subspaces=K, rank=P),
     "undone_causal": Decompress(subspaces=K, rank=P, mask="causal", step=0.3, iterations=3),
     "undone_softmax": Decompress(subspaces=K, rank=P, gradient="softmax", step=0.05, iterations=2),
     "undone_exact": Decompress(subspaces=K, rank=P, gradient="exact", iterations=4),
+    "undone_statistics": Decompress(**CAUSAL, step=0.1, iterations=2),
+    "undone_representatives": Decompress(**POOLED, step=0.1),
     "undone_neumann": Decompress(subspaces=K, rank=P, gradient="neumann", eps=5.0),
     "undone_certified": Decompress(**CERTIFIED, iterations="certified"),
     "undone_certified_free": Decompress(**(CERTIFIED | {"constraint": "none"}), iterations="certified"),
@@ -92,8 +122,15 @@ def branch(item: Step, z: Tensor, **given: Tensor) -> Tensor:
         alpha if op.constraint == "orthonormal" else alpha * float(torch.linalg.matrix_norm(u, 2)) ** 2
     )
     relative = op.step.fraction if isinstance(op.step, Relative) else 0.5
-    derived = {"attention": 1.0, "softmax": 0.5 / alpha}.get(op.gradient, 0.5 / lipschitz)
+    derived = {"softmax": 0.5 / alpha, "neumann": 0.5 / lipschitz, "exact": 0.5 / lipschitz}.get(
+        op.gradient, 1.0
+    )
     kappa = relative / lipschitz if isinstance(op.step, Relative) else number("step", derived)
+    if op.gradient in ("statistics", "representatives"):
+        of = statistics if op.gradient == "statistics" else representatives
+        heads = of(item, [x @ basis.T + shift for basis, shift in zip(*bases(op, w), strict=True)], w, given)
+        joined = torch.cat(heads, -1)
+        return kappa * (joined @ u if op.tied else joined @ w["out_weight"].T + w.get("out_bias", 0.0))
     heads = []
     for k in range(op.subspaces):
         projected = x @ u[k * op.rank : (k + 1) * op.rank].T
@@ -117,6 +154,70 @@ def branch(item: Step, z: Tensor, **given: Tensor) -> Tensor:
     if op.gradient != "attention":
         return -kappa * alpha * (joined @ u)
     return kappa * (joined @ u if op.tied else joined @ w["out_weight"].T + w.get("out_bias", 0.0))
+
+
+def bases(op: Compress, w: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The bases of each subspace, and what is added to what is projected onto them."""
+    shift = w.get("projection_bias", torch.zeros(op.subspaces * op.rank, dtype=torch.double))
+    return list(w["subspaces"].split(op.rank)), list(shift.split(op.rank))
+
+
+def statistics(
+    item: Step, projected: list[Tensor], w: dict[str, Tensor], given: dict[str, Tensor]
+) -> list[Tensor]:
+    """TSSA, token by token: sums are over the tokens that `t` may know of and that count."""
+    batch, count, rank = projected[0].shape
+    causal = item.operator.mask == "causal"
+    kept = given.get("mask", torch.ones(batch, count, dtype=torch.bool))
+    shares = torch.zeros(len(projected), batch, count, dtype=torch.double)
+
+    def known(t: int) -> range:
+        return range(t + 1) if causal else range(count)
+
+    squares = [(w_k * kept[:, :, None]) ** 2 for w_k in projected]
+    for k, square in enumerate(squares):
+        for t in range(count):
+            total = sum(square[:, i] for i in known(t))
+            terms = square[:, t] / total.clamp_min(1e-12 if causal else 1e-24)
+            if causal:
+                terms = terms + w["energy_bias"][k, t]
+            shares[k, :, t] = w["temperature"][k] * terms.sum(-1)
+    membership = shares.exp() / shares.exp().sum(0)
+    heads = []
+    for k, square in enumerate(squares):
+        out = torch.zeros(batch, count, rank, dtype=torch.double)
+        for t in range(count):
+            mass = sum(membership[k, :, i] * kept[:, i] for i in known(t))
+            moment = sum(membership[k, :, i, None] * square[:, i] for i in known(t)) / (mass[:, None] + 1e-8)
+            mine = projected[k][:, t] * (membership[k, :, t] * kept[:, t])[:, None]
+            out[:, t] = -mine / (1 + moment)
+        heads.append(out)
+    return heads
+
+
+def representatives(
+    item: Step, projected: list[Tensor], w: dict[str, Tensor], given: dict[str, Tensor]
+) -> list[Tensor]:
+    """CBSA, subspace by subspace; cells of the grid are averaged one by one."""
+    op, heads = item.operator, []
+    for k, w_k in enumerate(projected):
+        r = w_k
+        if op.representatives != "tokens":
+            pool, grid = op.representatives or Pool(rows=8, columns=8), GRID
+            patches = w_k[:, 1 : 1 + grid.rows * grid.columns].reshape(len(w_k), grid.rows, grid.columns, -1)
+            means = []
+            for i in range(pool.rows):
+                for j in range(pool.columns):
+                    top, bottom = i * grid.rows // pool.rows, -(-(i + 1) * grid.rows // pool.rows)
+                    left, right = j * grid.columns // pool.columns, -(-(j + 1) * grid.columns // pool.columns)
+                    means.append(patches[:, top:bottom, left:right].mean((1, 2)))
+            r = torch.stack(means, 1)
+        s = op.rank**-0.5 if op.scale is None else op.scale
+        assignment = (s * r @ w_k.mT).softmax(-1)
+        moved = r + w["representatives_step"][k] * assignment @ w_k
+        contracted = (s * moved @ moved.mT).softmax(-1) @ moved
+        heads.append(w["tokens_step"][k] * assignment.mT @ contracted)
+    return heads
 
 
 def reference(item: Step, z: Tensor, **given: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 
 from crate_dsl.compiler.functions import Body
 from crate_dsl.compiler.steps.compress.operator import ALL_SQUARES, MEMBERSHIPS, SQUARES_SO_FAR
@@ -41,7 +42,7 @@ def so_far(
     membership_bkn = _membership(b, energies_bkn, temperature_k)
     membership_bkn1 = b("Unsqueeze", membership_bkn, b.integers(3))
     weighted_bknp = _running(b, b("Mul", membership_bkn1, squares_bknp), weighted)
-    memberships_bkn = _running(b, membership_bkn, memberships)
+    memberships_bkn = _running(b, membership_bkn, memberships, precise=True)
     divisors_bkn1 = b("Unsqueeze", b("Add", memberships_bkn, b.number(MEMBERSHIPS)), b.integers(3))
     heads_bknp = _damped(b, w_bknp, membership_bkn1, b("Div", weighted_bknp, divisors_bkn1))
     if before is None:
@@ -59,9 +60,17 @@ def biases_at(b: Body, energy_bias_kl: str, past_b: str, tokens: str) -> str:
     return b("Transpose", b("Gather", energy_bias_kl, places_bn, axis=1), perm=[1, 0, 2])
 
 
-def _running(b: Body, values: str, before: str | None) -> str:
-    """Sums over the tokens so far, (B, K, N, …), those before included."""
+def _running(b: Body, values: str, before: str | None, precise: bool = False) -> str:
+    """Sums over the tokens so far, (B, K, N, …), those before included.
+
+    onnxruntime adds token after token, and where all add the same, all sums are rounded the same way: in float32
+    that is 3e-5 after 16,384 memberships. So these are added in float64, which is cheap for one number a token.
+    """
+    if precise:
+        values = b("Cast", values, to=onnx.TensorProto.DOUBLE)
     sums = b("CumSum", values, b.constant(np.asarray(2, np.int64)))
+    if precise:
+        sums = b("Cast", sums, to=onnx.TensorProto.FLOAT)
     return sums if before is None else b("Add", sums, b("Unsqueeze", before, b.integers(2)))
 
 
