@@ -72,7 +72,11 @@ SAMPLES = (
     TensorType("index", floats(16).shape, classes=50),
 )
 #: What tensors that a step needs as arguments are: the first of these that it takes.
-HANDED = (TensorType("bool", floats(16).shape), TensorType("index", floats(4).shape, classes=16))
+HANDED = (
+    TensorType("bool", floats(16).shape),
+    TensorType("index", floats(4).shape, classes=16),
+    floats(16, 12),
+)
 
 
 def example(operator: type[Operator]) -> tuple[str, Operator, TensorType, Typing]:
