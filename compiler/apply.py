@@ -477,7 +477,9 @@ class Steps(Expressions):
         return self.error("E0535", span, message, help, place=place)
 
     def _clash(self, problem: PathClash, span: Span, place: Place) -> Poison:
-        message = f"a slow copy holds `{problem.first}` and `{problem.second}`, and both would be `{problem.path}` in it"
+        message = (
+            f"a slow copy holds `{problem.first}` and `{problem.second}`, and both would be `{problem.path}`"
+        )
         help = "give one of them another name: what a block calls its own, for example"
         return self.error("E0535", span, message, help, place=place)
 

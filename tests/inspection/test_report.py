@@ -129,7 +129,11 @@ def test_it_is_the_same_each_time(small: Inspected, tmp_path: Path) -> None:
     assert again["data"] == small.data["data"]
 
 
-@pytest.mark.parametrize("target", SMALLEST)
+#: Inspection looks at pictures, and measures the rates of attention's subspaces: not those of texts and of statistics.
+INSPECTED = [target for target in SMALLEST if not target.startswith(("text.crate", "tost.crate"))]
+
+
+@pytest.mark.parametrize("target", INSPECTED)
 def test_every_shipped_spec_is_inspected(target: str, pictures: str, tmp_path: Path) -> None:
     graph = crate_dsl.load(str(SPECS / target))
     data = inspected(
