@@ -5,6 +5,7 @@ That both faces are the formula is held by `test_compress`.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -135,7 +136,7 @@ def test_the_published_classifiers_have_so_many_parameters(
     weights = sum(torch.Size(slot.shape).numel() for slot in block.values())
     ista = dim * dim + 2 * dim
     widths = [3, dim // 8, dim // 4, dim // 2, dim]
-    stem = sum(9 * a * b + 2 * b for a, b in zip(widths, widths[1:], strict=False))
+    stem = sum(9 * a * b + 2 * b for a, b in pairwise(widths))
     beside = 197 * dim + dim + 2 * dim + 1000 * dim + 1000
     assert stem + depth * (weights + ista) + beside == published
 
