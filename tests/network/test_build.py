@@ -232,7 +232,7 @@ model reader(dim = 8, vocab = 11) {
     input kept  : bool[n]
     input noise : float[n, dim] = normal(0.5)
     target next : index(vocab)[n]
-    learn rate  : float = 0.25
+    learn speed : float = 0.25
 
     stage embedding = embed(dim)
     stage trunk = {
@@ -241,7 +241,7 @@ model reader(dim = 8, vocab = 11) {
         input shift : float[n, dim]
         learn gate : float[dim] = ones
         branch = (z + shift) -> norm
-        output gate * (z -> compress(2, rank = 4, mask = kept, step = rate)) + branch
+        output gate * (z -> compress(2, rank = 4, mask = kept, step = speed)) + branch
     }
     stage twice = residual { linear(dim) -> gelu }
 
