@@ -187,6 +187,11 @@ def test_the_whole_picture_is_the_picture() -> None:
     assert (cut - x.flip(3)[:, None]).abs().max() < PLACE
 
 
+def test_beyond_the_edge_the_edge_goes_on() -> None:
+    """Enlarged, the first pixels lie before the middle of the picture's first one."""
+    assert (crops(5, torch.ones(3, 2, 8, 8), size=32, scale=(1.0, 1.0)) - 1).abs().max() < PLACE
+
+
 def test_pixels_between_pixels_are_interpolated() -> None:
     """Each pixel of a crop is the bilinear mean of the four pixels around its place; edges go on beyond the picture."""
     x = torch.randn(4, 2, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
