@@ -41,7 +41,9 @@ def shipped(target: str) -> ModelGraph:
 
 
 def test_every_shipped_spec_is_here() -> None:
-    assert {target.split("@")[0].split(":")[0] for target in SHIPPED} == {path.name for path in FOLDER.glob("*.crate")}
+    assert {target.split("@")[0].split(":")[0] for target in SHIPPED} == {
+        path.name for path in FOLDER.glob("*.crate")
+    }
 
 
 @pytest.mark.parametrize("target", SHIPPED)
