@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-_STEPS = (
-    "scan unscan shift corrupt merge tile quantize drop_path rotary diffusion denoising commitment"
-)
+_STEPS = "scan unscan shift corrupt merge tile quantize drop_path diffusion denoising commitment"
 #: Steps, derived stages and losses by name.
 STEPS = frozenset(_STEPS.split())
 

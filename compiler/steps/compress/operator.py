@@ -45,6 +45,7 @@ from crate_dsl.compiler.steps.compress.pooling import Pool, patches_of
 from crate_dsl.compiler.steps.compress.together import check_arguments
 from crate_dsl.compiler.steps.norm.operator import LayerNorm, NoNorm, NormForm, norm_slots, width_of
 from crate_dsl.compiler.steps.position.operator import Patches
+from crate_dsl.compiler.steps.rotary.operator import Rotary
 from crate_dsl.compiler.types import TensorType
 
 #: I + α W Wᵀ is rounded in proportion to its largest eigenvalue: an identity below so many spacings of that is lost.
@@ -89,6 +90,7 @@ class SubspaceStep(Operator):
     bases: Weight | None = None
     length: Whole | None = None
     representatives: Pool | Literal["tokens"] | None = None
+    positions: Literal["none"] | Rotary = "none"
 
     # -------------------------------------------------------------- what the arguments amount to
 
@@ -249,6 +251,9 @@ class Compress(SubspaceStep):
 
     `mask` is `causal`, a boolean for each token, or a rule over attributes of `query` and `key`, as
     `key.place <= query.place and query.place - key.place < 8`.
+
+    `positions = rotary` rotates what is compared by its place: queries and keys are then R_i U_kᵀ x_i, with a rotation
+    for each token, and know how far apart two tokens are. What is averaged is not rotated.
 
     What is left out follows from `gradient`. Attention, statistics and representatives: `out = free` with a bias, the
     softmax scale s = rank^(-1/2), κ = 1. Softmax: `out = tied`, s = 1, and for `step` κ half of 1/α. Exact and Neumann:
