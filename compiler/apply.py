@@ -112,6 +112,11 @@ class Steps(Expressions):
         definition = place.names.find(name)
         if definition is not None:
             definition.used = True
+        if name in not_yet.OF_NUMBERS and isinstance(written, syntax.Step):
+            message = f"`{name}` of a number alone is not there yet"
+            return self.error(
+                "E0901", written.span, message, f"of a value: `value -> {name}(…)`", place=place
+            )
         return self.error(
             "E0501",
             written.span,
@@ -477,9 +482,8 @@ class Steps(Expressions):
         return self.error("E0535", span, message, help, place=place)
 
     def _clash(self, problem: PathClash, span: Span, place: Place) -> Poison:
-        message = (
-            f"a slow copy holds `{problem.first}` and `{problem.second}`, and both would be `{problem.path}`"
-        )
+        both = f"`{problem.first}` and `{problem.second}`"
+        message = f"a slow copy holds {both}, and each of them would be `{problem.path}` in it"
         help = "give one of them another name: what a block calls its own, for example"
         return self.error("E0535", span, message, help, place=place)
 

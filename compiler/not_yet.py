@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-_STEPS = "scan unscan shift corrupt merge tile quantize drop_path rotary diffusion denoising commitment"
+_STEPS = "scan unscan shift corrupt merge tile quantize drop_path diffusion denoising commitment"
 #: Steps, derived stages and losses by name.
 STEPS = frozenset(_STEPS.split())
+
+#: Steps that are there for values, and not yet for numbers alone, `sinusoid(layer, 64)`.
+OF_NUMBERS = frozenset({"sinusoid"})
+
+#: Attributes of tokens that a mask would read (`key.noise == 0`), and no step gives yet.
+ATTRIBUTES = frozenset({"noise", "scale"})
 
 #: Arguments of steps that are there, as (step, argument).
 ARGUMENTS = frozenset(

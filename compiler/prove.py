@@ -237,13 +237,16 @@ def perturb(net: nn.Module, slots: Mapping[str, Slot] = {}, seed: int = 0) -> No
     """Move every weight in place: a gate at zero, a scale at one and a bias at zero hide arguments that are swapped.
 
     Vectors and scalars get noise of 0.1, matrices noise that alone would keep the size of what they are applied to;
-    both in addition to noise of a tenth of each weight. Weights that `slots` say are constrained are led back.
+    both in addition to noise of a tenth of each weight. Weights that `slots` say are constrained are led back; states
+    that are not trained only grow, since some of them, as variances, are never below zero.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for weight in net.state_dict().values():
+        for path, weight in net.state_dict().items():
             share, moved = (torch.randn(weight.shape, generator=generator) for _ in range(2))
             size = 0.5 / sqrt(weight.shape[-1]) if weight.dim() > 1 else 0.1
+            if path in slots and not slots[path].trained:
+                share, moved = share.abs(), moved.abs()
             weight.mul_(1 + 0.1 * share).add_(size * moved)
     constrain_(net.state_dict(), slots)
 

@@ -7,6 +7,7 @@ from fractions import Fraction
 from itertools import product
 from typing import NoReturn
 
+from crate_dsl.compiler import not_yet
 from crate_dsl.compiler.exact import show_number
 from crate_dsl.compiler.masks import ATTRIBUTES, Comparison, Rule, Sign, Term
 from crate_dsl.compiler.meanings import Constant, Meaning, Poison, one_line
@@ -92,6 +93,10 @@ class RuleReader:
                     near = did_you_mean(of, sides)
                     help = f"did you mean `{near}`?" if near else "`query` attends to `key`"
                     self._refuse(written.value, f"a rule knows `query` and `key`, not `{of}`", help)
+                if name in not_yet.ATTRIBUTES:
+                    message = f"the attribute `{name}` of tokens is not there yet"
+                    self.error("E0901", written.attribute.span, message)
+                    raise NoRule
                 if name not in ATTRIBUTES:
                     near = did_you_mean(name, ATTRIBUTES)
                     help = f"did you mean `{near}`?" if near else f"tokens have {', '.join(ATTRIBUTES)}"

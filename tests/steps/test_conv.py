@@ -173,6 +173,13 @@ def test_a_trained_stem_is_exported_as_it_is(net: crate_dsl.Network, tmp_path: P
         assert np.abs(session(image=x.numpy())["logits"] - net(x).numpy()).max() < SINGLE
 
 
+def test_a_stem_of_nearly_constant_channels_is_proved(net: crate_dsl.Network, tmp_path: Path) -> None:
+    """The proof moves weights; a small variance moved below zero would have no root."""
+    with torch.no_grad():
+        net.front.batch_norm.variance.fill_(1e-4)
+    assert crate_dsl.export(net.graph, net.eval(), tmp_path / "net.onnx").passed
+
+
 def test_a_frozen_use_of_a_trained_stem_leaves_its_averages(tmp_path: Path) -> None:
     """One set of averages, moved by the use that trains and by no other."""
     path = tmp_path / "twice.crate"

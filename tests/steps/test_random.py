@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from crate_dsl.compiler.operators import Mistake, Operator, Port
+from crate_dsl.compiler.operators import LearnedInverse, Mistake, NoInverse, Operator, Port
 from crate_dsl.compiler.steps.random.operator import Augment, Crops, MaskTokens
 from crate_dsl.compiler.types import Dim, Symbol, TensorType, floats
 from tests.steps.harness import step
@@ -302,6 +302,11 @@ def test_pictures_of_any_size_at_run_time() -> None:
     item = step(Augment(), floats(3, n, 8))
     assert item.typing.output == floats(3, n, 8)
     assert item.module(torch.zeros(2, 3, 5, 8)).shape == (2, 3, 5, 8)
+
+
+@pytest.mark.parametrize("operator", [MaskTokens(ratio=0.15, fill=3), Crops(count=2, size=8), Augment()])
+def test_what_is_drawn_is_not_undone(operator: Operator) -> None:
+    assert isinstance(operator.inverse(LearnedInverse(), IMAGE), NoInverse)
 
 
 PAIR = TensorType("index", (N, Dim.of(2)), VOCABULARY)

@@ -81,7 +81,7 @@ def test_the_teacher_follows_after_every_step(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_trained_teacher_is_exported_alone(trained: Run, tmp_path: Path) -> None:
-    net = trained.net
+    net = trained.net()
     assert crate_dsl.export(net.graph, net, tmp_path / "net.onnx").passed
     assert not torch.equal(net.teacher.norm.weight, net.student.norm.weight)
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from crate_dsl.compiler.masks import Columns, Rule, Term
 from crate_dsl.compiler.modules import StepModule
+from crate_dsl.compiler.steps.rotary.module import rotated
 
 
 def attention(
@@ -137,6 +138,9 @@ class Attend(StepModule):
         query, key, value = (
             qkv_bnm.unflatten(-1, (3, self.operator.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         )
+        positions = self.operator.positions
+        if positions != "none":
+            query, key = rotated(query, positions.base), rotated(key, positions.base)
         return query, key, value
 
     def _out(self, heads_bhnp: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from crate_dsl.compiler.operators import Typing
 from crate_dsl.compiler.steps.attend.operator import Attend
 from crate_dsl.compiler.steps.classic.onnx import affine
 from crate_dsl.compiler.steps.compress.onnx import ruled, square_mask
+from crate_dsl.compiler.steps.rotary.onnx import rotated
+from crate_dsl.compiler.steps.rotary.operator import Rotary
 
 
 def attend(
@@ -25,6 +27,9 @@ def attend(
     query_bnd, key_bnd, value_bnd = b.several(
         "Split", 3, affine(b, z_bnd, qkv_weight, qkv_bias), axis=-1, num_outputs=3
     )
+    if isinstance(op.positions, Rotary):
+        rank = typing.output.shape[1].bound // op.heads
+        query_bnd, key_bnd = (rotated(b, z, op.heads, rank, op.positions.base) for z in (query_bnd, key_bnd))
     arguments = [query_bnd, key_bnd, value_bnd] + ([] if mask is None else [square_mask(b, mask)])
     if isinstance(op.mask, Rule):
         arguments.append(ruled(b, op.mask, typing.facts, z_bnd))

@@ -21,6 +21,7 @@ from crate_dsl.compiler.operators import (
 from crate_dsl.compiler.steps.attend.rule import columns_of
 from crate_dsl.compiler.steps.compress.operator import check_mask
 from crate_dsl.compiler.steps.norm.operator import width_of
+from crate_dsl.compiler.steps.rotary.operator import Rotary, check_rotary
 from crate_dsl.compiler.types import TensorType
 
 
@@ -29,8 +30,10 @@ class Attend(Operator):
 
     `mask` is `causal`, a boolean for each token, or a rule over attributes of `query` and `key`, as
     `key.place <= query.place and query.place - key.place < 8`. `dropout` acts on the result, `bias` stands for the
-    biases of both linear maps. Taps: `query`, `key` and `value` are (B, heads, N, p); `attention` is (B, heads, N, N),
-    a row for each token that attends.
+    biases of both linear maps. `positions = rotary` rotates queries and keys by their places.
+
+    Taps: `query`, `key` and `value` are (B, heads, N, p); `attention` is (B, heads, N, N), a row for each token that
+    attends.
     """
 
     word: ClassVar[str] = "attend"
@@ -46,6 +49,7 @@ class Attend(Operator):
     mask: Literal["none", "causal"] | Port | Rule = "none"
     bias: bool = True
     dropout: Fraction01 = 0.0
+    positions: Literal["none"] | Rotary = "none"
 
     @property
     def taps(self) -> tuple[str, ...]:
@@ -62,6 +66,7 @@ class Attend(Operator):
                 f"heads that divide {width}: {divisors}",
                 at="heads",
             )
+        check_rotary(self.positions, width // self.heads, "heads")
         if isinstance(self.mask, Port):
             check_mask(self.mask.type, tokens)
         facts: Columns | None = columns_of(self.mask, tokens) if isinstance(self.mask, Rule) else None

@@ -10,6 +10,7 @@ from crate_dsl.compiler.masks import Rule
 from crate_dsl.compiler.steps.attend.operator import Attend
 from crate_dsl.compiler.steps.parts.operator import Attention
 from crate_dsl.compiler.steps.parts.write import affine
+from crate_dsl.compiler.steps.rotary.operator import Rotary, Rotate
 
 
 def attend(d: Draft, node: Node) -> Value | None:
@@ -24,6 +25,9 @@ def attend(d: Draft, node: Node) -> Value | None:
         affine(d, node, part, node.inputs[0], matrix.T, bias)
         for part, matrix, bias in zip(("queries", "keys", "values"), matrices, biases, strict=True)
     ]
+    if isinstance(op.positions, Rotary):
+        rotate = Rotate(heads=op.heads, base=op.positions.base)
+        tokens[:2] = [d.add(node, "rotation", rotate, value) for value in tokens[:2]]
     scale = (len(matrices[0]) // op.heads) ** -0.5
     attention = Attention(heads=op.heads, scale=scale, causal=op.mask == "causal")
     heads = d.add(node, "attention", attention, *tokens, ports=node.ports)

@@ -16,6 +16,7 @@ from crate_dsl.compiler.steps.compress.operator import LOST
 from crate_dsl.compiler.steps.compress.representatives import by_way_of, pooled
 from crate_dsl.compiler.steps.compress.statistics import Sums, biases_at, of_all, so_far
 from crate_dsl.compiler.steps.norm.module import normalise
+from crate_dsl.compiler.steps.rotary.module import rotated
 from crate_dsl.compiler.types import TensorType
 
 
@@ -90,9 +91,10 @@ class SubspaceModule(StepModule):
         # A softmax scale that is a number is left to the kernel; one that is a tensor multiplies the queries.
         fixed = op.scale is None or isinstance(op.scale, float)
         w_bknp = self._heads(w_bnm)
+        compared_bknp = self._placed(w_bknp)
         heads_bknp = attention(
-            w_bknp if fixed else self._heads(w_bnm * self.scalar("scale", given.get("scale"))),
-            w_bknp,
+            compared_bknp if fixed else self._scaled(compared_bknp, self.scalar("scale", given.get("scale"))),
+            compared_bknp,
             w_bknp,
             mask=self._mask(z_bnd, given),
             causal=op.mask == "causal",
@@ -163,8 +165,9 @@ class SubspaceModule(StepModule):
             heads_bknp, inside = self._summarised(w_bnm, given)
             return self._dropped(self._led_back(x_bnd, heads_bknp, rate, given)), taps | inside
         fixed = op.scale is None or isinstance(op.scale, float)
-        query_bnm = w_bnm * (op.softmax_scale if fixed else self.scalar("scale", given.get("scale")))
-        logits_bknn = self._heads(query_bnm) @ w_bknp.mT
+        compared_bknp = self._placed(w_bknp)
+        scale = op.softmax_scale if fixed else self.scalar("scale", given.get("scale"))
+        logits_bknn = self._scaled(compared_bknp, scale) @ compared_bknp.mT
         mask = self._mask(z_bnd, given)
         if mask is not None:
             logits_bknn = logits_bknn.masked_fill(~mask, -torch.inf)
@@ -223,6 +226,15 @@ class SubspaceModule(StepModule):
         if isinstance(self.operator.mask, Rule):
             return ruled(self.operator.mask, self.facts, z_bnd.shape[1], z_bnd.device)
         return given["mask"][:, None, None, :] if "mask" in given else None
+
+    def _scaled(self, w_bknp: Tensor, scale: Tensor | float) -> Tensor:
+        """Queries times a scale, which may be one for each channel of all heads: (B, K, N, p) -> the same."""
+        return self._heads(self._joined(w_bknp) * scale)
+
+    def _placed(self, w_bknp: Tensor) -> Tensor:
+        """What is compared: W, rotated by its places where that is asked for."""
+        positions = self.operator.positions
+        return w_bknp if positions == "none" else rotated(w_bknp, positions.base)
 
     def _heads(self, w_bnm: Tensor) -> Tensor:
         """(B, N, m) -> (B, K, N, p)."""

@@ -22,6 +22,8 @@ from crate_dsl.compiler.steps.compress.operator import (
     SubspaceStep,
 )
 from crate_dsl.compiler.steps.norm.onnx import normalise
+from crate_dsl.compiler.steps.rotary.onnx import rotated
+from crate_dsl.compiler.steps.rotary.operator import Rotary
 
 #: Newton-Schulz steps towards an inverse. Eigenvalues lie in [f, f + s] with s ≤ f / (8 · 2⁻²³), see `inverted`: the
 #: start is off by ρ = s / (2 f + s) ≤ 1 - 2⁻¹⁹, and each step, rescaled, leaves ρ² / (2 - ρ²): after 10 of them that
@@ -200,10 +202,12 @@ def projected(b: Body, op: SubspaceStep, z_bnd: str, given: Mapping[str, str]) -
 
 
 def attended(b: Body, op: SubspaceStep, typing: Typing, w_bnm: str, given: Mapping[str, str]) -> str:
-    """Attention with q = k = v: (B, N, m)."""
-    scale = given.get("scale")
-    query_bnm = w_bnm if scale is None else b("Mul", w_bnm, b.scalar(op, "scale", scale))
-    arguments = [query_bnm, w_bnm, w_bnm]
+    """Attention with q = k = v, but for a rotation of what is compared: (B, N, m)."""
+    scale, compared_bnm = given.get("scale"), w_bnm
+    if isinstance(op.positions, Rotary):
+        compared_bnm = rotated(b, w_bnm, op.subspaces, op.rank, op.positions.base)
+    query_bnm = compared_bnm if scale is None else b("Mul", compared_bnm, b.scalar(op, "scale", scale))
+    arguments = [query_bnm, compared_bnm, w_bnm]
     if "mask" in given:
         arguments.append(square_mask(b, given["mask"]))
     if isinstance(op.mask, Rule):

@@ -23,8 +23,6 @@ from crate_dsl.compiler.operators import (
     Mistake,
     Mode,
     NoInverse,
-    Normal,
-    Ones,
     Operator,
     OperatorKind,
     Port,
@@ -34,18 +32,20 @@ from crate_dsl.compiler.operators import (
     Typing,
     Weight,
     Whole,
-    Zeros,
     every_weight,
     handed_over,
     learned_slots,
     linear_initial,
 )
 from crate_dsl.compiler.steps.attend.rule import columns_of
+from crate_dsl.compiler.steps.compress.cost import operations
 from crate_dsl.compiler.steps.compress.guards import guards
+from crate_dsl.compiler.steps.compress.own import own_slots
 from crate_dsl.compiler.steps.compress.pooling import Pool, patches_of
 from crate_dsl.compiler.steps.compress.together import check_arguments
 from crate_dsl.compiler.steps.norm.operator import LayerNorm, NoNorm, NormForm, norm_slots, width_of
 from crate_dsl.compiler.steps.position.operator import Patches
+from crate_dsl.compiler.steps.rotary.operator import Rotary
 from crate_dsl.compiler.types import TensorType
 
 #: I + α W Wᵀ is rounded in proportion to its largest eigenvalue: an identity below so many spacings of that is lost.
@@ -90,6 +90,7 @@ class SubspaceStep(Operator):
     bases: Weight | None = None
     length: Whole | None = None
     representatives: Pool | Literal["tokens"] | None = None
+    positions: Literal["none"] | Rotary = "none"
 
     # -------------------------------------------------------------- what the arguments amount to
 
@@ -161,7 +162,7 @@ class SubspaceStep(Operator):
         inner = self.subspaces * self.rank
         weights: dict[str, Slot | Weight] = dict(norm_slots(self.norm, width, "norm_"))
         weights["subspaces"] = bases_of(self.bases, inner, width, self.constraint)
-        weights |= self._own(tokens, inner, width)
+        weights |= own_slots(self, tokens, width)
         if not self.tied:
             weights["out_weight"] = Slot((width, inner), linear_initial(inner))
             if self.biased:
@@ -176,20 +177,6 @@ class SubspaceStep(Operator):
             facts = patches_of(tokens, self.pool)
         return Typing((tokens,), weights | given, facts, once + each, guards(self, count, width))
 
-    def _own(self, tokens: TensorType, inner: int, width: int) -> dict[str, Slot]:
-        """What statistics and representatives learn beside the bases, with the published initial values."""
-        heads = (self.subspaces,)
-        if self.gradient == "representatives":
-            drawn = Slot(heads, Normal(std=1.0))
-            return {"representatives_step": drawn, "tokens_step": drawn}
-        if self.gradient != "statistics":
-            return {}
-        if not self.running:
-            return {"temperature": Slot(heads, Ones())}
-        bias = {"projection_bias": Slot((inner,), linear_initial(width))} if self.biased else {}
-        table = Slot((*heads, table_length(self.length, tokens)), Zeros())
-        return bias | {"temperature": Slot(heads, Ones()), "energy_bias": table}
-
     def _check(self, tokens: TensorType, width: int) -> None:
         """What does not go together. Raises `Mistake`."""
         check_arguments(self)
@@ -200,34 +187,7 @@ class SubspaceStep(Operator):
 
     def _flops(self, count: int, width: int) -> tuple[int, int]:
         """Operations once for each use, and for each evaluation of the branch."""
-        inner = self.subspaces * self.rank
-        norm = 0 if isinstance(self.norm, NoNorm) else 5 * count * width
-        maps = 2 * 2 * count * width * inner
-        return self._norm_flops(width), norm + maps + self._meeting_flops(count, inner)
-
-    def _meeting_flops(self, count: int, inner: int) -> int:
-        """Of what lets the projected tokens meet."""
-        if self.attends:
-            return 2 * 2 * count * count * inner
-        if self.gradient == "statistics":
-            # Of each entry the square and its sum, its share and their sum, its part of the mean and their sum, and of
-            # the result a product, a sum and a quotient; a softmax over subspaces.
-            return 9 * count * inner + 5 * count * self.subspaces
-        if self.gradient == "representatives":
-            cells = count if self.pool is None else self.pool.count
-            pooled = 0 if self.pool is None else count * inner
-            return pooled + 2 * 3 * count * cells * inner + 2 * 2 * cells * cells * inner
-        # W Wᵀ; its product with W, or a Cholesky factor of p³/3 and two triangular solves.
-        factor = self.subspaces * self.rank**3 // 3 if self.gradient == "exact" else 0
-        return 2 * 2 * count * self.rank * inner + factor
-
-    def _norm_flops(self, width: int) -> int:
-        """‖U‖₂ of free bases: the smaller of UᵀU and U Uᵀ, and its eigenvalues by reduction to tridiagonal form."""
-        if self.fraction is None or self.constraint == "orthonormal":
-            return 0
-        inner = self.subspaces * self.rank
-        small = min(inner, width)
-        return 2 * inner * width * small + 4 * small**3 // 3
+        return operations(self, count, width)
 
     # -------------------------------------------------------------- what is certain
 
@@ -278,9 +238,9 @@ class Compress(SubspaceStep):
     """Compresses tokens against `subspaces` learned subspaces of dimension `rank`.
 
     `gradient = attention` is the published layer: the tokens plus multi-head subspace self-attention (MSSA) of the
-    normalised tokens, with an output map of its own (`out = free`) or the bases themselves (`out = tied`). The others
-    are steps Z - κ∇Rᶜ(X) of the derivation, at the normalised tokens X = norm Z, back through their own bases:
-    `exact` takes the gradient as it is, ∇Rᶜ = α Σ U_k (I + α W_k W_kᵀ)⁻¹ W_k with W_k = U_kᵀ X and
+    normalised tokens, with an output map of its own (`out = free`) or the bases themselves (`out = tied`). `exact`,
+    `neumann` and `softmax` are steps Z - κ∇Rᶜ(X) of the derivation, at the normalised tokens X = norm Z, back through
+    their own bases: `exact` takes the gradient as it is, ∇Rᶜ = α Σ U_k (I + α W_k W_kᵀ)⁻¹ W_k with W_k = U_kᵀ X and
     α = rank / (N eps²) for N tokens; `neumann` its series to first order, α Σ U_k W_k (I - α W_kᵀ W_k), which is
     near it only where α‖W_k‖₂² < 1 (eq. 32); `softmax` is eq. 33, with its (1 - κα) factor.
 
@@ -291,6 +251,9 @@ class Compress(SubspaceStep):
 
     `mask` is `causal`, a boolean for each token, or a rule over attributes of `query` and `key`, as
     `key.place <= query.place and query.place - key.place < 8`.
+
+    `positions = rotary` rotates what is compared by its place: queries and keys are then R_i U_kᵀ x_i, with a rotation
+    for each token, and know how far apart two tokens are. What is averaged is not rotated.
 
     What is left out follows from `gradient`. Attention, statistics and representatives: `out = free` with a bias, the
     softmax scale s = rank^(-1/2), κ = 1. Softmax: `out = tied`, s = 1, and for `step` κ half of 1/α. Exact and Neumann:
@@ -449,31 +412,6 @@ TAPS = {
     "statistics": ("membership",),
     "representatives": ("representatives", "assignment"),
 }
-
-
-def table_length(length: int | None, tokens: TensorType) -> int:
-    """How many tokens a table over the places has a column for. Raises `Mistake` where there may be more."""
-    count = tokens.shape[0]
-    if length is None:
-        if count.static is None:
-            raise Mistake(
-                "E0351",
-                "causal statistics have a bias for each place and need a `length`: there are "
-                f"{count} tokens, which is known only at run time",
-                f"there are at most {count.bound} here: `length = {count.bound}`",
-                at="mask",
-            )
-        return count.static
-    if count.bound > length:
-        many = f"{count}, at most {count.bound}, tokens" if count.static is None else f"{count} tokens"
-        raise Mistake(
-            "E0352",
-            f"biases of {length} places are too few for {many}",
-            f"`length = {count.bound}` is enough",
-            at="length",
-            label=str(length),
-        )
-    return length
 
 
 def bases_of(given: Weight | None, inner: int, width: int, constraint: Constraint) -> Slot | Weight:

@@ -14,6 +14,7 @@ from crate_dsl.compiler.steps.compress.operator import Compress, Decompress, Sub
 from crate_dsl.compiler.steps.norm.parts import normalised
 from crate_dsl.compiler.steps.parts.operator import Attention
 from crate_dsl.compiler.steps.parts.write import affine, combine
+from crate_dsl.compiler.steps.rotary.operator import Rotary, Rotate
 
 
 def compress(d: Draft, node: Node) -> Value | None:
@@ -58,7 +59,10 @@ def _branch(d: Draft, node: Node, op: SubspaceStep) -> Value | None:
     subspaces = d.array(node, "subspaces")
     w = affine(d, node, "projection", x, subspaces.T)
     attention = Attention(heads=op.subspaces, scale=float(scale), causal=op.mask == "causal")
-    heads = d.add(node, "attention", attention, w, w, w, ports=node.ports)
+    compared = w
+    if isinstance(op.positions, Rotary):
+        compared = d.add(node, "rotation", Rotate(heads=op.subspaces, base=op.positions.base), w)
+    heads = d.add(node, "attention", attention, compared, compared, w, ports=node.ports)
     if derived:
         # eq. 33: κα (α MSSA(X) - X).
         assert tokens is not None

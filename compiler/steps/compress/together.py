@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from crate_dsl.compiler.masks import Rule
 from crate_dsl.compiler.operators import Mistake
+from crate_dsl.compiler.steps.rotary.operator import check_rotary
 
 if TYPE_CHECKING:
     from crate_dsl.compiler.steps.compress.operator import SubspaceStep
@@ -78,6 +79,10 @@ def _check_numbers(op: SubspaceStep) -> None:
 
 def _check_belonging(op: SubspaceStep) -> None:
     """Arguments that one form alone has."""
+    check_rotary(op.positions, op.rank, "rank")
+    if op.positions != "none" and op.gradient != "attention":
+        message = f"`positions` turn what attention compares, and `gradient = {op.gradient}` is another step"
+        raise Mistake("E0305", message, "`position(…)` before it adds places to the tokens", at="positions")
     if op.length is not None and not op.running:
         message = "`length` is that of the table of biases of `gradient = statistics, mask = causal`"
         raise Mistake("E0305", f"{message}, and there is none here", "leave `length` out", at="length")

@@ -8,7 +8,10 @@ from pydantic import Field
 
 from crate_dsl.compiler.operators import (
     Fraction01,
+    Inverse,
     Mistake,
+    Mode,
+    NoInverse,
     NonNegative,
     Operator,
     OperatorKind,
@@ -29,7 +32,14 @@ Chance = Annotated[float, Field(ge=0, le=1)]
 Token = Annotated[int, Field(ge=0)]
 
 
-class MaskTokens(Operator):
+class _Drawn(Operator):
+    kind: ClassVar[OperatorKind] = "training"
+
+    def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
+        return NoInverse("what it draws is drawn anew each time")
+
+
+class MaskTokens(_Drawn):
     """Hides a share of the tokens of a text, and says which: index(vocab)[n] -> the same, and bool[n].
 
     `masked, chosen = ids -> mask_tokens(0.15, fill = 103)`. Each token is chosen with probability `ratio`, whatever
@@ -40,7 +50,6 @@ class MaskTokens(Operator):
     """
 
     word: ClassVar[str] = "mask_tokens"
-    kind: ClassVar[OperatorKind] = "training"
     formula: ClassVar[str] = (
         r"c_i \sim \operatorname{Bernoulli}(\rho),\quad \tilde x_i = x_i \text{ where } c_i = 0, \text{ else } "
         r"m,\ \operatorname{Uniform}\{0, \dots, V - 1\} \text{ or } x_i \text{ with probability } "
@@ -79,7 +88,7 @@ class MaskTokens(Operator):
         return Typing((ids, TensorType("bool", ids.shape, layout=ids.layout)), facts=ids.classes)
 
 
-class Crops(Operator):
+class Crops(_Drawn):
     """Cuts random parts out of a picture, each brought to one size: float[C, H, W] -> float[count, C, size, size].
 
     Each part of each picture is drawn anew. Its share of the area is uniform within `scale`; its width over its
@@ -90,7 +99,6 @@ class Crops(Operator):
     """
 
     word: ClassVar[str] = "crops"
-    kind: ClassVar[OperatorKind] = "training"
     formula: ClassVar[str] = (
         r"w h = s\, W H,\quad s \sim \operatorname{Uniform}[s_0, s_1],\quad "
         r"\log \tfrac{w}{h} \sim \operatorname{Uniform}[\log r_0, \log r_1]"
@@ -122,7 +130,7 @@ class Crops(Operator):
         return Typing((out,), flops=8 * out.elements)
 
 
-class Augment(Operator):
+class Augment(_Drawn):
     """Changes a picture a little, as what it shows would not be changed: float[C, H, W] -> the same.
 
     With probability `flip` it is mirrored. It is moved by whole pixels, each way up to the share `shift` of its side,
@@ -132,7 +140,6 @@ class Augment(Operator):
     """
 
     word: ClassVar[str] = "augment"
-    kind: ClassVar[OperatorKind] = "training"
     formula: ClassVar[str] = (
         r"\mu + (1 + c)(x_{\pi} - \mu) + b,\quad c \sim \operatorname{Uniform}[-c_0, c_0],\ "
         r"b \sim \operatorname{Uniform}[-b_0, b_0],\quad \pi \text{ a flip and a shift}"

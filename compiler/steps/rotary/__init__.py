@@ -1,0 +1,1 @@
+"""Rotary positions: what `positions = rotary` of `compress` and `attend` does to what is compared."""
