@@ -25,7 +25,7 @@ B, H, N, P = 3, 2, 7, 5
 SOFTMAXES = [
     name
     for name, op in VARIANTS.items()
-    if not op.spectral and name not in ("handed", "kept", "borrowed")  # what takes more than tokens
+    if op.attends and name not in ("handed", "kept", "borrowed")  # what takes more than tokens
 ]
 
 
