@@ -165,6 +165,21 @@ def test_a_slow_copy_takes_other_sizes_than_its_student(tmp_path: Path) -> None:
     assert crate_dsl.export(net.graph, net, tmp_path / "net.onnx").passed
 
 
+def test_tokens_go_back_to_where_each_use_has_them() -> None:
+    text = (
+        "model m {\n input a : float[3, 8]\n input u : index(9)[3]\n input b : float[4, 8]\n input w : index(12)[4]\n"
+        " stage s = { input z  input v  output z -> linear(8) -> scatter(v) -> linear(2) }\n"
+        " y = a -> s(v = u)\n x = b -> s(v = w)\n output y, x\n}"
+    )
+    net = built(text)
+    a, b = torch.randn(2, 3, 8), torch.randn(2, 4, 8)
+    u, w = torch.tensor([[8, 0, 3], [1, 2, 7]]), torch.tensor([[11, 0, 3, 9], [10, 2, 7, 4]])
+    found = net(a, u, b, w)
+    assert (found["y"].shape, found["x"].shape) == ((2, 9, 2), (2, 12, 2))
+    same = text.replace("float[4, 8]", "float[3, 8]").replace("index(12)[4]", "index(12)[3]")
+    assert [item.code for item in check_text("m.crate", same)] == ["E0409"]
+
+
 # ------------------------------------------------------------------ pairing
 
 

@@ -118,7 +118,8 @@ class Scatter(Operator):
         check_scalar(self, "fill", width)
         whole = taken.whole or Segment(taken.name, Dim.of(self.places))
         filled = tokens.with_shape(self.places, width, layout=Layout((whole,)))
-        return Typing((filled,), learned_slots(self))
+        # A stage may put tokens back into several pictures: how many places there are belongs to the use.
+        return Typing((filled,), learned_slots(self), facts=self.places)
 
     def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
         return NoInverse("where two tokens have one place, one of them is gone")
