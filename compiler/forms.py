@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 
 from crate_dsl.compiler import reserved
-from crate_dsl.compiler.apply import Steps, graph_inputs, is_broken
 from crate_dsl.compiler.arguments import report_unknown
+from crate_dsl.compiler.bodies import Bodies, graph_inputs, is_broken
 from crate_dsl.compiler.expressions import make
 from crate_dsl.compiler.meanings import (
     POISON,
@@ -38,7 +38,7 @@ class _EmaArguments(BaseModel):
     momentum: Fraction01 = 0.996
 
 
-class Forms(Steps):
+class Forms(Bodies):
     """Reads the forms."""
 
     # -------------------------------------------------------------- repeat

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 from crate_dsl.compiler import reserved
-from crate_dsl.compiler.apply import Steps
+from crate_dsl.compiler.bodies import Bodies
 from crate_dsl.compiler.meanings import POISON, Constant, Namespace
 from crate_dsl.compiler.record import Owner, Place
 from crate_dsl.language import syntax
@@ -19,7 +19,7 @@ def resolve(
     variant: str | None,
     overrides: Mapping[str, Any],
     names: Namespace,
-    steps: Steps,
+    steps: Bodies,
 ) -> None:
     """Enter the model's parameters into `names`; mistakes are reported through `steps`.
 
@@ -50,7 +50,7 @@ def _enter(
     overrides: Mapping[str, Any],
     chosen: Mapping[str, syntax.Expression],
     place: Place,
-    steps: Steps,
+    steps: Bodies,
 ) -> None:
     name, span, names = parameter.name.text, parameter.name.span, place.names
     if name in names.own:
@@ -73,7 +73,7 @@ def _enter(
 
 
 def _variants(
-    model: syntax.Model, declared: Mapping[str, syntax.Parameter], steps: Steps
+    model: syntax.Model, declared: Mapping[str, syntax.Parameter], steps: Bodies
 ) -> dict[str, syntax.Variant]:
     """The model's variants by name, their settings' names checked."""
     variants: dict[str, syntax.Variant] = {}

@@ -9,8 +9,8 @@ from typing import ClassVar, cast
 
 from crate_dsl.compiler import reserved
 from crate_dsl.compiler.accepts import accepted
-from crate_dsl.compiler.apply import is_broken
 from crate_dsl.compiler.arguments import LARGEST, Broken
+from crate_dsl.compiler.bodies import is_broken
 from crate_dsl.compiler.exact import show_number
 from crate_dsl.compiler.meanings import (
     POISON,
