@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from crate_dsl.compiler import contractions
 from crate_dsl.compiler.graph import ModelGraph, Node
-from crate_dsl.compiler.modules import ByShape, Shapes
+from crate_dsl.compiler.modules import ByShape
 from crate_dsl.compiler.network import Container, Network, ObjectiveBase, generated_class
 from crate_dsl.compiler.operators import Constant, Initial, Normal, Ones, Uniform, Zeros
 from crate_dsl.compiler.steps import torch_face
+from crate_dsl.compiler.types import Shapes
 from crate_dsl.compiler.write_torch import TorchWriter, Written
 from crate_dsl.language.diagnostics import UserError
 

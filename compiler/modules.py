@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from crate_dsl.compiler.operators import Learned, Operator, Port, Typing
-from crate_dsl.compiler.types import Dim, TensorType
+from crate_dsl.compiler.types import Dim, Shapes, TensorType
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,11 @@ class Bound:
 
     lipschitz: float | None
     reason: str
+
+
+def precise(values: Tensor) -> Tensor:
+    """A tensor in its own precision, or in float32 where that is a half: too coarse to be solved with, or summed up."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 class StepModule(nn.Module):
@@ -87,10 +92,6 @@ class StepModule(nn.Module):
     def _load_from_state_dict(self, *given: Any, **named: Any) -> None:
         if not self.borrows:
             super()._load_from_state_dict(*given, **named)
-
-
-#: The shapes of what is piped into one use of a step, as its types have them.
-Shapes = tuple[tuple[Dim, ...], ...]
 
 
 class ByShape(StepModule):

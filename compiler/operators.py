@@ -38,6 +38,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 #: A share of a whole: 0 <= x < 1.
 Fraction01 = Annotated[float, Field(ge=0, lt=1)]
+#: A share of a whole, or all of it: 0 < x <= 1.
+Part = Annotated[float, Field(gt=0, le=1)]
 
 #: The spacing of float32 at 1, the arithmetic of exported files: what is smaller is lost beside a number of size 1.
 FLOAT32_SPACING, FLOAT64_SPACING = 2.0**-23, 2.0**-52

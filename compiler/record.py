@@ -12,7 +12,7 @@ import networkx as nx
 from crate_dsl.compiler.graph import Apply, Average, Call, Entry, Loop, Node, Pair, Scope, Value
 from crate_dsl.compiler.meanings import Namespace, Tensor
 from crate_dsl.compiler.operators import Constraint, Operator, Ref, Slot, Typing, Weight
-from crate_dsl.compiler.types import Dim, TensorType
+from crate_dsl.compiler.types import Dim, Shapes, TensorType
 from crate_dsl.language.diagnostics import Label
 from crate_dsl.language.source import Span
 
@@ -49,10 +49,6 @@ class PathClash(Exception):
     def __init__(self, path: str, first: str, second: str) -> None:
         super().__init__(path)
         self.path, self.first, self.second = path, first, second
-
-
-#: The shapes of what is piped into one use of a step.
-Shapes = tuple[tuple[Dim, ...], ...]
 
 
 def may_be_equal(one: Shapes, two: Shapes) -> bool:

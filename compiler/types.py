@@ -79,6 +79,10 @@ class Dim:
         return f"Dim({self})"
 
 
+#: The shapes of several tensors.
+Shapes = tuple[tuple[Dim, ...], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Grid:
     """The picture that a run of tokens was cut from: `rows` x `columns` patches of `patch` x `patch` pixels."""

@@ -271,7 +271,8 @@ def lines() -> Iterator[str]:
     yield from ("| what | which |", "|---|---|")
     yield f"| steps and losses | {_listed(not_yet.STEPS)} |"
     yield f"| arguments | {_listed(f'{step}({name} = …)' for step, name in not_yet.ARGUMENTS)} |"
-    yield f"| words of arguments | {_listed(f'{step}({name} = {word})' for step, name, word in not_yet.WORDS)} |"
+    if not_yet.WORDS:
+        yield f"| words of arguments | {_listed(f'{step}({name} = {word})' for step, name, word in not_yet.WORDS)} |"
 
 
 def _listed(words: Iterable[str]) -> str:

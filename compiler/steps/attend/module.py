@@ -31,13 +31,23 @@ def attention(
         keys_bhmp = key_bhmp.contiguous()
         values_bhmp = keys_bhmp if value_bhmp is key_bhmp else value_bhmp
         queries_bhnp = keys_bhmp if query_bhnp is key_bhmp else query_bhnp
-        logits_bhnm = (queries_bhnp * scale) @ keys_bhmp.mT
-        if causal:
-            logits_bhnm = logits_bhnm.masked_fill(later(logits_bhnm), -torch.inf)
-        return logits_bhnm.softmax(-1).to(values_bhmp.dtype) @ values_bhmp
+        weights_bhnm = weights(queries_bhnp * scale, keys_bhmp, causal=causal)
+        return weights_bhnm.to(values_bhmp.dtype) @ values_bhmp
     return F.scaled_dot_product_attention(
         query_bhnp, key_bhmp, value_bhmp, attn_mask=mask, is_causal=causal, scale=scale
     )
+
+
+def weights(
+    query_bhnp: Tensor, key_bhmp: Tensor, *, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
+    """softmax(Q Kᵀ) of every head, written out, (B, h, N, M): what the kernel keeps to itself. `mask` as there."""
+    logits_bhnm = query_bhnp @ key_bhmp.mT
+    if mask is not None:
+        logits_bhnm = logits_bhnm.masked_fill(~mask, -torch.inf)
+    if causal:
+        logits_bhnm = logits_bhnm.masked_fill(later(logits_bhnm), -torch.inf)
+    return logits_bhnm.softmax(-1)
 
 
 def later(logits_bhnm: Tensor) -> Tensor:
@@ -111,13 +121,12 @@ class Attend(StepModule):
 
     def explain(self, z_bnd: Tensor, *, mask: Tensor | None = None) -> dict[str, Tensor]:
         query_bhnp, key_bhnp, value_bhnp = self._heads(z_bnd)
-        logits_bhnn = query_bhnp @ key_bhnp.mT * query_bhnp.shape[-1] ** -0.5
-        allowed = self._mask(z_bnd, mask)
-        if allowed is not None:
-            logits_bhnn = logits_bhnn.masked_fill(~allowed, -torch.inf)
-        if self.operator.mask == "causal":
-            logits_bhnn = logits_bhnn.masked_fill(later(logits_bhnn), -torch.inf)
-        attention_bhnn = logits_bhnn.softmax(-1)
+        attention_bhnn = weights(
+            query_bhnp * query_bhnp.shape[-1] ** -0.5,
+            key_bhnp,
+            mask=self._mask(z_bnd, mask),
+            causal=self.operator.mask == "causal",
+        )
         return {
             "query": query_bhnp,
             "key": key_bhnp,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from crate_dsl.compiler.functions import Body
 from crate_dsl.compiler.masks import Rule
 from crate_dsl.compiler.operators import Typing
+from crate_dsl.compiler.steps.attend.onnx_masks import of_keys, ruled
 from crate_dsl.compiler.steps.attend.operator import Attend
 from crate_dsl.compiler.steps.classic.onnx import affine
-from crate_dsl.compiler.steps.compress.onnx import ruled, square_mask
 from crate_dsl.compiler.steps.rotary.onnx import rotated
 from crate_dsl.compiler.steps.rotary.operator import Rotary
 
@@ -30,7 +30,7 @@ def attend(
     if isinstance(op.positions, Rotary):
         rank = typing.output.shape[1].bound // op.heads
         query_bnd, key_bnd = (rotated(b, z, op.heads, rank, op.positions.base) for z in (query_bnd, key_bnd))
-    arguments = [query_bnd, key_bnd, value_bnd] + ([] if mask is None else [square_mask(b, mask)])
+    arguments = [query_bnd, key_bnd, value_bnd] + ([] if mask is None else [of_keys(b, mask)])
     if isinstance(op.mask, Rule):
         arguments.append(ruled(b, op.mask, typing.facts, z_bnd))
     heads_bnd = b(

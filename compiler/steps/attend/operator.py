@@ -58,14 +58,7 @@ class Attend(Operator):
     def infer(self, *inputs: TensorType) -> Typing:
         (tokens,) = inputs
         width = width_of(self.word, tokens)
-        if width % self.heads:
-            divisors = ", ".join(str(heads) for heads in range(1, width + 1) if width % heads == 0)
-            raise Mistake(
-                "E0312",
-                f"{self.heads} heads do not divide a width of {width}: {width} / {self.heads} is not whole",
-                f"heads that divide {width}: {divisors}",
-                at="heads",
-            )
+        check_heads(self.heads, width)
         check_rotary(self.positions, width // self.heads, "heads")
         if isinstance(self.mask, Port):
             check_mask(self.mask.type, tokens)
@@ -83,3 +76,15 @@ class Attend(Operator):
 
     def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
         return NoInverse("an average over tokens cannot be undone")
+
+
+def check_heads(heads: int, width: int) -> None:
+    """Heads share the width evenly. Raises `Mistake` where they cannot."""
+    if width % heads:
+        divisors = ", ".join(str(count) for count in range(1, width + 1) if width % count == 0)
+        raise Mistake(
+            "E0312",
+            f"{heads} heads do not divide a width of {width}: {width} / {heads} is not whole",
+            f"heads that divide {width}: {divisors}",
+            at="heads",
+        )

@@ -9,20 +9,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crate_dsl.compiler.masks import Rule
-from crate_dsl.compiler.modules import Bound, StepModule
+from crate_dsl.compiler.modules import Bound, StepModule, precise
 from crate_dsl.compiler.operators import Port
-from crate_dsl.compiler.steps.attend.module import attention, later, ruled
+from crate_dsl.compiler.steps.attend.module import attention, ruled, weights
 from crate_dsl.compiler.steps.compress.operator import LOST
 from crate_dsl.compiler.steps.compress.representatives import by_way_of, pooled
 from crate_dsl.compiler.steps.compress.statistics import Sums, biases_at, of_all, so_far
 from crate_dsl.compiler.steps.norm.module import normalise
 from crate_dsl.compiler.steps.rotary.module import rotated
 from crate_dsl.compiler.types import TensorType
-
-
-def precise(values: Tensor) -> Tensor:
-    """In float32 where they are of half precision, whose products are too coarse to be solved with."""
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def damped(w_bknp: Tensor, alpha: float) -> Tensor:
@@ -167,13 +162,12 @@ class SubspaceModule(StepModule):
         fixed = op.scale is None or isinstance(op.scale, float)
         compared_bknp = self._placed(w_bknp)
         scale = op.softmax_scale if fixed else self.scalar("scale", given.get("scale"))
-        logits_bknn = self._scaled(compared_bknp, scale) @ compared_bknp.mT
-        mask = self._mask(z_bnd, given)
-        if mask is not None:
-            logits_bknn = logits_bknn.masked_fill(~mask, -torch.inf)
-        if op.mask == "causal":
-            logits_bknn = logits_bknn.masked_fill(later(logits_bknn), -torch.inf)
-        attention_bknn = logits_bknn.softmax(-1)
+        attention_bknn = weights(
+            self._scaled(compared_bknp, scale),
+            compared_bknp,
+            mask=self._mask(z_bnd, given),
+            causal=op.mask == "causal",
+        )
         branch_bnd = self._led_back(x_bnd, attention_bknn @ w_bknp, rate, given)
         taps["attention"] = attention_bknn
         if op.gradient == "softmax":

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from crate_dsl.compiler.functions import Body
-from crate_dsl.compiler.masks import Columns, Rule, Term, allowed
+from crate_dsl.compiler.masks import Rule
 from crate_dsl.compiler.operators import FLOAT32_SPACING, Typing
+from crate_dsl.compiler.steps.attend.onnx_masks import of_keys, ruled
 from crate_dsl.compiler.steps.compress.onnx_summaries import biases_at, by_way_of, of_all, pooled, so_far
 from crate_dsl.compiler.steps.compress.operator import (
     LOST,
@@ -33,46 +34,6 @@ NEWTON_STEPS = 14
 #: Squarings towards a spectral norm: the estimate from G^(2^k) is low by at most ln(n) / 2^k for n x n matrices, which
 #: for n = 4096 and k = 26 is 1.2e-7, float32's rounding.
 SQUARINGS = 26
-
-
-def square_mask(b: Body, mask_bn: str) -> str:
-    """A boolean mask of keys, as `Attention` takes it: onnxruntime does not broadcast (B, N) to (B, 1, N, N)."""
-    batch, tokens = b("Shape", mask_bn, start=0, end=1), b("Shape", mask_bn, start=1, end=2)
-    shape = b("Concat", batch, b.integers(1), tokens, tokens, axis=0)
-    return b("Expand", b("Unsqueeze", mask_bn, b.integers(1, 2)), shape)
-
-
-_SIGNS = {"==": "Equal", "<": "Less", "<=": "LessOrEqual", ">": "Greater", ">=": "GreaterOrEqual"}
-
-
-def ruled(b: Body, rule: Rule, columns: Columns | None, z_bnd: str) -> str:
-    """Which keys each token attends to, (N, N): a constant, or, where only places are known, worked out at run time."""
-    if columns is not None:
-        count = len(columns.queries[0][1])
-        rows = allowed(rule, columns, count, count)
-        bits = np.unpackbits(np.frombuffer(rows.packed(), np.uint8), bitorder="little")
-        return b.constant(bits.reshape(count, -1)[:, :count].astype(bool))
-    tokens = b("Squeeze", b("Shape", z_bnd, start=1, end=2))
-    place_n = b("Range", b.constant(np.asarray(0)), tokens, b.constant(np.asarray(1)))
-
-    def side(terms: tuple[Term, ...], constant: int, axis: int) -> str:
-        total = b("Mul", place_n, b.integers(sum(term.factor for term in terms)))
-        return b("Unsqueeze", b("Add", total, b.integers(constant)), b.integers(axis))
-
-    found: str | None = None
-    for all_of in rule.alternatives:
-        mine: str | None = None
-        for one in all_of:
-            operands = side(one.keys, 0, 0), side(one.queries, one.constant, 1)
-            if one.sign == "!=":
-                holds = b("Not", b("Equal", *operands))
-            else:
-                holds = b(_SIGNS[one.sign], *operands)
-            mine = holds if mine is None else b("And", mine, holds)
-        assert mine is not None, "an alternative has a comparison"
-        found = mine if found is None else b("Or", found, mine)
-    assert found is not None, "a rule has an alternative"
-    return found
 
 
 def token_alpha(b: Body, rank: int, eps: float, z_bnd: str) -> str:
@@ -209,7 +170,7 @@ def attended(b: Body, op: SubspaceStep, typing: Typing, w_bnm: str, given: Mappi
     query_bnm = compared_bnm if scale is None else b("Mul", compared_bnm, b.scalar(op, "scale", scale))
     arguments = [query_bnm, compared_bnm, w_bnm]
     if "mask" in given:
-        arguments.append(square_mask(b, given["mask"]))
+        arguments.append(of_keys(b, given["mask"]))
     if isinstance(op.mask, Rule):
         arguments.append(ruled(b, op.mask, typing.facts, w_bnm))
     return b(

@@ -168,14 +168,18 @@ class SubspaceStep(Operator):
             if self.biased:
                 weights["out_bias"] = Slot((width,), linear_initial(inner))
         given = {name: slot for name, slot in learned_slots(self).items() if name != "bases"}
-        facts: Columns | Patches | None = (
-            columns_of(self.mask, tokens) if isinstance(self.mask, Rule) else None
-        )
         count = tokens.shape[0].bound
         once, each = self._flops(count, width)
-        if self.gradient == "representatives" and self.pool is not None:
-            facts = patches_of(tokens, self.pool)
+        facts = self._facts(tokens)
         return Typing((tokens,), weights | given, facts, once + each, guards(self, count, width))
+
+    def _facts(self, tokens: TensorType) -> Columns | Patches | None:
+        """What a rule reads of the tokens, or where the grid lies whose cells represent them."""
+        if isinstance(self.mask, Rule):
+            return columns_of(self.mask, tokens)
+        if self.gradient == "representatives" and self.pool is not None:
+            return patches_of(tokens, self.pool)
+        return None
 
     def _check(self, tokens: TensorType, width: int) -> None:
         """What does not go together. Raises `Mistake`."""

@@ -10,17 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from crate_dsl.compiler.modules import StepModule
+from crate_dsl.compiler.modules import StepModule, precise
 from crate_dsl.compiler.rates import coding_rate, unit_tokens
 from crate_dsl.compiler.steps.contrast.operator import USUAL_TEMPERATURE, Cosine, Distance
-from crate_dsl.compiler.steps.objectives.module import full
 
 
 class InfoNce(StepModule):
     """Features (B, d) and (B, d) -> ()."""
 
     def forward(self, *, a: Tensor, b: Tensor, temperature: Tensor | None = None) -> Tensor:
-        a_bd, b_bd = full(a), full(b)
+        a_bd, b_bd = precise(a), precise(b)
         with torch.autocast(a.device.type, enabled=False):
             alike_bb = self._kernel(a_bd, b_bd, temperature)
         own_b = torch.arange(len(a), device=a.device)
@@ -41,7 +40,7 @@ class Match(StepModule):
     """Student (B, V, d) or (B, d), teacher (B, W, d) or (B, d) -> ()."""
 
     def forward(self, *, student: Tensor, teacher: Tensor) -> Tensor:
-        s_bvd, t_bwd = _with_views(full(student)), _with_views(full(teacher.detach()))
+        s_bvd, t_bwd = _with_views(precise(student)), _with_views(precise(teacher.detach()))
         with torch.autocast(student.device.type, enabled=False):
             apart_bwv = self._apart(s_bvd, t_bwd)
         if self.operator.except_ == "same":
@@ -62,7 +61,7 @@ class Rate(StepModule):
     """Features (B, d) or (B, V, d) -> ()."""
 
     def forward(self, *, features: Tensor) -> Tensor:
-        z_vbd = _with_views(unit_tokens(full(features))).transpose(0, 1)
+        z_vbd = _with_views(unit_tokens(precise(features))).transpose(0, 1)
         return coding_rate(z_vbd, self.operator.eps).mean()
 
 

@@ -13,6 +13,7 @@ from crate_dsl.compiler.operators import (
     NoInverse,
     Ones,
     Operator,
+    Part,
     Positive,
     Slot,
     Typing,
@@ -22,9 +23,6 @@ from crate_dsl.compiler.operators import (
 )
 from crate_dsl.compiler.steps.norm.operator import width_of
 from crate_dsl.compiler.types import TensorType, floats
-
-#: How much of a running average a new batch replaces.
-Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Conv(Operator):
@@ -95,7 +93,7 @@ class BatchNorm(Operator):
     )
 
     eps: Positive = 1e-5
-    momentum: Share = 0.1
+    momentum: Part = 0.1
 
     def infer(self, *inputs: TensorType) -> Typing:
         (picture,) = inputs

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from crate_dsl.compiler.modules import StepModule
+from crate_dsl.compiler.steps.attend.module import attention, weights
 from crate_dsl.compiler.steps.norm.module import normalise
 
 
@@ -25,20 +25,9 @@ def _joined(w_bknp: Tensor) -> Tensor:
     return w_bknp.transpose(1, 2).flatten(-2)
 
 
-def _weights(query_bknp: Tensor, key_bkmp: Tensor, scale: float, mask_bm: Tensor | None) -> Tensor:
-    """The softmax written out: (B, K, N, M)."""
-    logits_bknm = query_bknp @ key_bkmp.mT * scale
-    if mask_bm is not None:
-        logits_bknm = logits_bknm.masked_fill(~mask_bm[:, None, None, :], -torch.inf)
-    return logits_bknm.softmax(-1)
-
-
-def _attended(
-    query_bknp: Tensor, key_bkmp: Tensor, value_bkmp: Tensor, scale: float, mask_bm: Tensor | None
-) -> Tensor:
-    """softmax(scale · Q Kᵀ) V by torch's kernel: (B, K, N, p)."""
-    mask = None if mask_bm is None else mask_bm[:, None, None, :]
-    return F.scaled_dot_product_attention(query_bknp, key_bkmp, value_bkmp, attn_mask=mask, scale=scale)
+def _mask(mask_bm: Tensor | None) -> Tensor | None:
+    """Which keys are attended to: (B, 1, 1, M)."""
+    return None if mask_bm is None else mask_bm[:, None, None, :]
 
 
 class CrossCompress(StepModule):
@@ -46,14 +35,14 @@ class CrossCompress(StepModule):
 
     def forward(self, q_bnd: Tensor, *, keys: Tensor, mask: Tensor | None = None, **given: Tensor) -> Tensor:
         query_bknp, key_bkmp, scale = self._asked(q_bnd, keys, given)
-        heads_bknp = _attended(query_bknp, key_bkmp, key_bkmp, scale, mask)
+        heads_bknp = attention(query_bknp, key_bkmp, key_bkmp, mask=_mask(mask), scale=scale)
         return q_bnd + self._led_back(heads_bknp, given)
 
     def explain(
         self, q_bnd: Tensor, *, keys: Tensor, mask: Tensor | None = None, **given: Tensor
     ) -> dict[str, Tensor]:
         query_bknp, key_bkmp, scale = self._asked(q_bnd, keys, given)
-        attention_bknm = _weights(query_bknp, key_bkmp, scale, mask)
+        attention_bknm = weights(query_bknp * scale, key_bkmp, mask=_mask(mask))
         return {
             "query": query_bknp,
             "key": key_bkmp,
@@ -107,11 +96,11 @@ class CrossAttend(StepModule):
 
     def forward(self, q_bnd: Tensor, *, keys: Tensor, mask: Tensor | None = None) -> Tensor:
         query_bhnp, key_bhmp, value_bhmp = self._heads(q_bnd, keys)
-        return self._out(_attended(query_bhnp, key_bhmp, value_bhmp, query_bhnp.shape[-1] ** -0.5, mask))
+        return self._out(attention(query_bhnp, key_bhmp, value_bhmp, mask=_mask(mask)))
 
     def explain(self, q_bnd: Tensor, *, keys: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         query_bhnp, key_bhmp, value_bhmp = self._heads(q_bnd, keys)
-        attention_bhnm = _weights(query_bhnp, key_bhmp, query_bhnp.shape[-1] ** -0.5, mask)
+        attention_bhnm = weights(query_bhnp * query_bhnp.shape[-1] ** -0.5, key_bhmp, mask=_mask(mask))
         return {
             "query": query_bhnp,
             "key": key_bhmp,

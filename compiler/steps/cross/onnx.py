@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from crate_dsl.compiler.functions import Body
 from crate_dsl.compiler.operators import Typing
+from crate_dsl.compiler.steps.attend.onnx_masks import of_keys
 from crate_dsl.compiler.steps.classic.onnx import affine
 from crate_dsl.compiler.steps.cross.operator import CrossAttend, CrossCompress
 from crate_dsl.compiler.steps.norm.onnx import normalise
@@ -15,11 +16,7 @@ def _attention(
     """softmax(scale · Q Kᵀ) V of every head: (B, N, m)."""
     arguments = [queries_bnm, keys_bmm, values_bmm]
     if mask_bm is not None:
-        # onnxruntime does not broadcast (B, M) to (B, 1, N, M).
-        batch, keys = b("Shape", mask_bm, start=0, end=1), b("Shape", mask_bm, start=1, end=2)
-        queries = b("Shape", queries_bnm, start=1, end=2)
-        shape = b("Concat", batch, b.integers(1), queries, keys, axis=0)
-        arguments.append(b("Expand", b("Unsqueeze", mask_bm, b.integers(1, 2)), shape))
+        arguments.append(of_keys(b, mask_bm, queries_bnm))
     return b("Attention", *arguments, q_num_heads=heads, kv_num_heads=heads, scale=scale)
 
 

@@ -20,6 +20,7 @@ from crate_dsl.compiler.operators import (
     learned_slots,
     linear_initial,
 )
+from crate_dsl.compiler.steps.attend.operator import check_heads
 from crate_dsl.compiler.steps.compress.operator import bases_of
 from crate_dsl.compiler.steps.norm.operator import LayerNorm, NoNorm, NormForm, norm_slots, width_of
 from crate_dsl.compiler.types import TensorType
@@ -138,14 +139,7 @@ class CrossAttend(CrossStep):
         (queries,) = inputs
         width = width_of(self.word, queries)
         _check_keys(self.word, queries, self.keys.type, self.mask)
-        if width % self.heads:
-            divisors = ", ".join(str(heads) for heads in range(1, width + 1) if width % heads == 0)
-            raise Mistake(
-                "E0312",
-                f"{self.heads} heads do not divide a width of {width}: {width} / {self.heads} is not whole",
-                f"heads that divide {width}: {divisors}",
-                at="heads",
-            )
+        check_heads(self.heads, width)
         weights: dict[str, Slot | Weight] = {}
         for name, rows in (("query", width), ("key_value", 2 * width), ("out", width)):
             weights[f"{name}_weight"] = Slot((rows, width), linear_initial(width))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from crate_dsl.compiler.modules import StepModule
-from crate_dsl.compiler.steps.compress.module import damped, precise
+from crate_dsl.compiler.modules import StepModule, precise
+from crate_dsl.compiler.steps.compress.module import damped
 from crate_dsl.compiler.steps.flow.operator import OMEGA_STEPS, POLISHING_STEPS
 
 Slope = Callable[[Tensor], Tensor]

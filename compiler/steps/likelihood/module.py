@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from crate_dsl.compiler.modules import StepModule
-from crate_dsl.compiler.steps.objectives.module import full
+from crate_dsl.compiler.modules import StepModule, precise
 
 #: A label that does not count; no class has a number below 0.
 LEFT_OUT = -100
@@ -22,7 +21,7 @@ def nats(logits: Tensor, label: Tensor, smoothing: float) -> Tensor:
     # gradient. The count is a whole number, so that the bound changes no other mean.
     count = (label != LEFT_OUT).sum().clamp(min=1)
     total = F.cross_entropy(
-        full(logits).flatten(0, -2),
+        precise(logits).flatten(0, -2),
         label.flatten(),
         ignore_index=LEFT_OUT,
         label_smoothing=smoothing,
@@ -37,7 +36,7 @@ class CrossEntropy(StepModule):
     def forward(self, *, logits: Tensor, label: Tensor, on: Tensor | None = None) -> Tensor:
         if on is None:  # the mean as torch has it
             return F.cross_entropy(
-                full(logits).flatten(0, -2), label.flatten(), label_smoothing=self.operator.smoothing
+                precise(logits).flatten(0, -2), label.flatten(), label_smoothing=self.operator.smoothing
             )
         return nats(logits, label.masked_fill(~on, LEFT_OUT), self.operator.smoothing)
 
@@ -64,4 +63,4 @@ class Rotation(StepModule):
 
     def forward(self, *, scores: Tensor) -> Tensor:
         turns_b4 = torch.arange(4, device=scores.device).expand(len(scores), 4)
-        return F.cross_entropy(full(scores).flatten(0, 1), turns_b4.flatten())
+        return F.cross_entropy(precise(scores).flatten(0, 1), turns_b4.flatten())

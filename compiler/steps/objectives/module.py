@@ -6,16 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from crate_dsl.compiler.modules import StepModule
+from crate_dsl.compiler.modules import StepModule, precise
 from crate_dsl.compiler.rates import rate_reduction, sparse_rate_reduction, unit_tokens
 
 #: What is added to the variance of a patch, as published: a patch of one colour has none.
 EPS = 1e-6
-
-
-def full(x: Tensor) -> Tensor:
-    """A tensor in its own precision, or in float32 if that is a half: losses are sums of many numbers."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class Mse(StepModule):
@@ -24,7 +19,7 @@ class Mse(StepModule):
     def forward(
         self, *, output: Tensor, target: Tensor, on: Tensor | None = None, except_: Tensor | None = None
     ) -> Tensor:
-        output, target = full(output), full(target)
+        output, target = precise(output), precise(target)
         if self.operator.normalize == "patch":
             target = normalized(target)
         if except_ is not None:
@@ -48,7 +43,7 @@ class SparseRate(StepModule):
 
     def forward(self, *, of: Tensor, bases: Tensor) -> Tensor:
         op = self.operator
-        rms_bnd = unit_tokens(full(of)) * of.shape[-1] ** 0.5
+        rms_bnd = unit_tokens(precise(of)) * of.shape[-1] ** 0.5
         bases_kpd = bases.unflatten(0, (op.subspaces, -1))
         return -sparse_rate_reduction(rms_bnd, bases_kpd, op.penalty, op.eps).mean()
 
@@ -57,7 +52,7 @@ class RateReduction(StepModule):
     """Features (B, d), and classes (B) or shares of classes (B, C) -> ()."""
 
     def forward(self, *, features: Tensor, membership: Tensor) -> Tensor:
-        features = full(features)
+        features = precise(features)
         classes = self.operator.membership.type.classes
         if classes is not None:  # shares of 0 and 1: no shape depends on who is in the batch
             membership = F.one_hot(membership, classes).to(features.dtype)

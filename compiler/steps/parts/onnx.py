@@ -6,6 +6,7 @@ import numpy as np
 
 from crate_dsl.compiler.functions import Body
 from crate_dsl.compiler.operators import Typing
+from crate_dsl.compiler.steps.attend.onnx_masks import of_keys
 from crate_dsl.compiler.steps.norm.operator import LayerNorm
 from crate_dsl.compiler.steps.parts.operator import (
     Affine,
@@ -60,11 +61,7 @@ def attention(
 ) -> str:
     arguments = [queries_bnm, keys_bmm, values_bmm]
     if mask is not None:
-        # onnxruntime does not broadcast (B, M) to (B, 1, N, M).
-        batch, keys = b("Shape", mask, start=0, end=1), b("Shape", mask, start=1, end=2)
-        queries = b("Shape", queries_bnm, start=1, end=2)
-        shape = b("Concat", batch, b.integers(1), queries, keys, axis=0)
-        arguments.append(b("Expand", b("Unsqueeze", mask, b.integers(1, 2)), shape))
+        arguments.append(of_keys(b, mask, queries_bnm))
     return b(
         "Attention",
         *arguments,

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from crate_dsl.compiler.modules import StepModule
-from crate_dsl.compiler.steps.objectives.module import full
+from crate_dsl.compiler.modules import StepModule, precise
 
 
 class MaskTokens(StepModule):
@@ -38,7 +37,7 @@ class Crops(StepModule):
         # One crop under the other, as one grid: no picture is copied for each of its crops.
         places = self._places(x_bchw).flatten(1, 2)
         with torch.autocast(x_bchw.device.type, enabled=False):
-            cut_bcys = F.grid_sample(full(x_bchw), places, padding_mode="border", align_corners=False)
+            cut_bcys = F.grid_sample(precise(x_bchw), places, padding_mode="border", align_corners=False)
         return cut_bcys.unflatten(2, (op.count, op.size)).transpose(1, 2).to(x_bchw.dtype)
 
     def _places(self, x_bchw: Tensor) -> Tensor:
@@ -73,7 +72,7 @@ class Augment(StepModule):
         x_bchw = x_bchw.gather(2, rows_bh[:, None, :, None].expand(-1, channels, -1, width))
         x_bchw = x_bchw.gather(3, columns_bw[:, None, None, :].expand(-1, channels, height, -1))
         # A sum would round to eight bits where pixels have no more.
-        pixels = full(x_bchw)
+        pixels = precise(x_bchw)
         mean_b111 = pixels.mean(dim=(1, 2, 3), keepdim=True)
         factor, added = (
             (most * (2 * chance - 1)).reshape(-1, 1, 1, 1)

@@ -15,6 +15,7 @@ from crate_dsl.compiler.operators import (
     NonNegative,
     Operator,
     OperatorKind,
+    Part,
     Port,
     Positive,
     Typing,
@@ -24,8 +25,6 @@ from crate_dsl.compiler.steps.hidden.operator import check_marks
 from crate_dsl.compiler.steps.norm.operator import width_of
 from crate_dsl.compiler.types import TensorType, floats
 
-#: A share of a whole, or all of it: 0 < x <= 1.
-Part = Annotated[float, Field(gt=0, le=1)]
 #: A probability, or a change by at most the whole: 0 <= x <= 1.
 Chance = Annotated[float, Field(ge=0, le=1)]
 #: The number of a token.

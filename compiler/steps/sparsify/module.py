@@ -41,6 +41,11 @@ def _matrix_is_cheaper(y_bnd: Tensor, eta: Tensor | float, times: int = 1) -> bo
     return times * y_bnd.numel() >= MANY * y_bnd.shape[-1] ** 2
 
 
+def _pull(eta: Tensor | float, dictionary_dd: Tensor) -> Tensor:
+    """η (D - D'D): the matrix of η D'(Y - D Y), where tokens are rows."""
+    return eta * (dictionary_dd - dictionary_dd.T @ dictionary_dd)
+
+
 def _halved(y_bnd: Tensor) -> bool:
     """Whether products of these tokens are of half precision."""
     return y_bnd.itemsize < 4 or torch.is_autocast_enabled(y_bnd.device.type)
@@ -94,7 +99,7 @@ class DictionaryModule(StepModule):
             return y_bnd + cls._ascent(y_bnd, eta, dictionary_dd, plain=plain)(y_bnd)
         # The identity is in the matrix: with it, a sum of all tokens and that of its gradient are saved.
         identity_dd = torch.eye(len(dictionary_dd), dtype=y_bnd.dtype, device=y_bnd.device)
-        return y_bnd @ (identity_dd + eta * (dictionary_dd - dictionary_dd.T @ dictionary_dd))
+        return y_bnd @ (identity_dd + _pull(eta, dictionary_dd))
 
     @staticmethod
     def _ascent(
@@ -106,7 +111,7 @@ class DictionaryModule(StepModule):
         """
         if plain or not _matrix_is_cheaper(y_bnd, eta, times):
             return lambda x_bnd: eta * ((x_bnd - F.linear(x_bnd, dictionary_dd)) @ dictionary_dd)
-        ascent_dd = eta * (dictionary_dd - dictionary_dd.T @ dictionary_dd)
+        ascent_dd = _pull(eta, dictionary_dd)
         return lambda x_bnd: x_bnd @ ascent_dd
 
     def _explained(self, z_bnd: Tensor, given: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -129,7 +134,7 @@ class DictionaryModule(StepModule):
             return Bound(None, "its codes replace the tokens: the step is not near the identity")
         if op.norm.word != "none":
             return Bound(None, "its norm forgets each token's mean and size")
-        found = float(_norm(eta * (dictionary_ds - dictionary_ds.T @ dictionary_ds)))
+        found = float(_norm(_pull(eta, dictionary_ds)))
         return Bound(found, f"‖η(D' - D'D)‖₂ = {found:.3g}, where codes are active")
 
     def _residual_bound(
@@ -238,7 +243,7 @@ class Densify(DictionaryModule):
         with torch.autocast(v_bnd.device.type, enabled=False):
             v_bnd = v_bnd.to(dictionary_dd.dtype)
             identity_dd = torch.eye(len(dictionary_dd), dtype=v_bnd.dtype, device=v_bnd.device)
-            m_dd = identity_dd + eta * (dictionary_dd - dictionary_dd.T @ dictionary_dd)
+            m_dd = identity_dd + _pull(eta, dictionary_dd)
             return torch.linalg.solve(m_dd, v_bnd.flatten(0, -2), left=False).reshape(v_bnd.shape)
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from math import ceil, log, log2
-from typing import Annotated, Any, ClassVar, Literal
-
-from pydantic import Field
+from typing import Any, ClassVar, Literal
 
 from crate_dsl.compiler.operators import (
     Certificate,
@@ -20,6 +18,7 @@ from crate_dsl.compiler.operators import (
     NoInverse,
     NonNegativeScalar,
     Operator,
+    Part,
     PositiveScalar,
     Slot,
     Typing,
@@ -52,7 +51,7 @@ class Leaky(Form):
     """x - τ where that is positive, `slope` times it elsewhere: no two inputs have the same code."""
 
     word: ClassVar[str] = "leaky"
-    slope: Annotated[float, Field(gt=0, le=1)] = 0.9
+    slope: Part = 0.9
 
 
 ProxForm = Nonnegative | Soft | Leaky

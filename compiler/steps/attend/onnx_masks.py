@@ -1,0 +1,52 @@
+"""Masks as the standard `Attention` operator takes them. Axes: B batch, N queries, M keys."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from crate_dsl.compiler.functions import Body
+from crate_dsl.compiler.masks import Columns, Rule, Term, allowed
+
+
+def of_keys(b: Body, mask_bm: str, queries: str | None = None) -> str:
+    """A boolean for each key, for every query: onnxruntime does not broadcast (B, M) to (B, 1, N, M).
+
+    `queries`, (B, N, …), are there where others ask than those that are asked.
+    """
+    batch, keys = b("Shape", mask_bm, start=0, end=1), b("Shape", mask_bm, start=1, end=2)
+    asking = keys if queries is None else b("Shape", queries, start=1, end=2)
+    shape = b("Concat", batch, b.integers(1), asking, keys, axis=0)
+    return b("Expand", b("Unsqueeze", mask_bm, b.integers(1, 2)), shape)
+
+
+_SIGNS = {"==": "Equal", "<": "Less", "<=": "LessOrEqual", ">": "Greater", ">=": "GreaterOrEqual"}
+
+
+def ruled(b: Body, rule: Rule, columns: Columns | None, z_bnd: str) -> str:
+    """Which keys each token attends to, (N, N): a constant, or, where only places are known, worked out at run time."""
+    if columns is not None:
+        count = len(columns.queries[0][1])
+        rows = allowed(rule, columns, count, count)
+        bits = np.unpackbits(np.frombuffer(rows.packed(), np.uint8), bitorder="little")
+        return b.constant(bits.reshape(count, -1)[:, :count].astype(bool))
+    tokens = b("Squeeze", b("Shape", z_bnd, start=1, end=2))
+    place_n = b("Range", b.constant(np.asarray(0)), tokens, b.constant(np.asarray(1)))
+
+    def side(terms: tuple[Term, ...], constant: int, axis: int) -> str:
+        total = b("Mul", place_n, b.integers(sum(term.factor for term in terms)))
+        return b("Unsqueeze", b("Add", total, b.integers(constant)), b.integers(axis))
+
+    found: str | None = None
+    for all_of in rule.alternatives:
+        mine: str | None = None
+        for one in all_of:
+            operands = side(one.keys, 0, 0), side(one.queries, one.constant, 1)
+            if one.sign == "!=":
+                holds = b("Not", b("Equal", *operands))
+            else:
+                holds = b(_SIGNS[one.sign], *operands)
+            mine = holds if mine is None else b("And", mine, holds)
+        assert mine is not None, "an alternative has a comparison"
+        found = mine if found is None else b("Or", found, mine)
+    assert found is not None, "a rule has an alternative"
+    return found
