@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import networkx as nx
 
-from crate_dsl.compiler import not_yet
 from crate_dsl.compiler.accepts import accepted
 from crate_dsl.compiler.arguments import Broken
 from crate_dsl.compiler.draws import Draw
@@ -18,7 +17,7 @@ from crate_dsl.compiler.graph import Entry, ModelGraph, Node, Value
 from crate_dsl.compiler.losses import Losses
 from crate_dsl.compiler.meanings import POISON, Constant, Namespace, Poison, Tensor, one_line
 from crate_dsl.compiler.operators import Form
-from crate_dsl.compiler.recipe import FORMS, Recipe
+from crate_dsl.compiler.recipe import FORMS, TrainBlock
 from crate_dsl.compiler.record import MAXIMUM_STEPS, Owner, Place, Recorder, TooLarge
 from crate_dsl.compiler.settings import broken_names, nearest, resolve
 from crate_dsl.compiler.statements import definitions
@@ -248,11 +247,11 @@ class ModelElaborator(Losses):
 
     def _recipe(self, statement: syntax.Train, place: Place) -> Mapping[str, Any] | None:
         """Settings, read and checked as a step's arguments are."""
-        known = accepted(Recipe)
+        known = accepted(TrainBlock)
         arguments = []
         for setting in statement.settings:
             name = setting.name.text
-            if name in known or ("train", name) in not_yet.ARGUMENTS:
+            if name in known:
                 span, value = setting.span, setting.value
                 arguments.append(syntax.Argument(span=span, name=setting.name, value=value))
                 continue
@@ -262,8 +261,8 @@ class ModelElaborator(Losses):
                 help = f"it is an argument of {' and '.join(owners)}: `{owners[0]}({name} = …)`"
             self.error("E0301", setting.name.span, f"a recipe has no entry `{name}`", help)
         reader = self.reader(place)
-        read = reader.read("train", Recipe, tuple(arguments), statement.span)
-        if read is None or reader.construct("train", Recipe, read, statement.span) is None:
+        read = reader.read("train", TrainBlock, tuple(arguments), statement.span)
+        if read is None or reader.construct("train", TrainBlock, read, statement.span) is None:
             return None
         return read.values
 

@@ -18,7 +18,6 @@ ARGUMENTS = frozenset(
     for step, arguments in {
         "mse": "by",
         "position": "by",
-        "train": "start",
     }.items()
     for argument in arguments.split()
 )

@@ -112,6 +112,17 @@ class Recipe(BaseModel):
         }
 
 
+class TrainBlock(Recipe):
+    """What may stand in a `train` block: a recipe, and the weights that training begins with.
+
+    Those are not how it goes on, so they are no part of the recipe in force: a run has them from the moment it begins.
+    """
+
+    start: str | None = Field(
+        None, description='weights to begin with: "file.safetensors" or a run, relative to the spec'
+    )
+
+
 def written(value: object) -> str:
     """An argument as the language spells it.
 

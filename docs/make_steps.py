@@ -28,7 +28,7 @@ from crate_dsl.compiler.operators import (
     Weight,
     ports,
 )
-from crate_dsl.compiler.recipe import FORMS, Recipe, written
+from crate_dsl.compiler.recipe import FORMS, TrainBlock, written
 from crate_dsl.compiler.reserved import FORMS as DERIVED
 from crate_dsl.compiler.steps import operators
 from crate_dsl.compiler.types import Grid, Layout, Segment, TensorType, floats
@@ -255,8 +255,8 @@ def lines() -> Iterator[str]:
         "| entry | meaning | accepts | default |",
     )
     yield "|---|---|---|---|"
-    for name, info in Recipe.model_fields.items():
-        bounds = ", ".join([accepted(Recipe)[name].describe(), *_bounds(info)])
+    for name, info in TrainBlock.model_fields.items():
+        bounds = ", ".join([accepted(TrainBlock)[name].describe(), *_bounds(info)])
         yield f"| `{name}` | {info.description} | {bounds} | {'' if info.default is None else f'`{_default(info)}`'} |"
     for entry, members_of in FORMS.items():
         yield from ("", f"`{entry}`:")

@@ -23,7 +23,7 @@ from typer.core import TyperGroup
 
 import crate_dsl
 from crate_dsl.cli.terminal import complain
-from crate_dsl.language.diagnostics import Caution, SpecError, UserError, did_you_mean, render_all
+from crate_dsl.language.diagnostics import Caution, Remark, SpecError, UserError, did_you_mean, render_all
 
 #: Each is a function of this name in a module of this name, and its docstring is its help. Where Python keeps the name
 #: for itself, an underscore follows there: `import_`.
@@ -138,7 +138,7 @@ def _warn(told: set[str], message: Warning | str, category: type[Warning], *_: A
     """A warning of ours as a sentence, told once. Those of libraries are for developers."""
     if issubclass(category, Caution) and str(message) not in told:
         told.add(str(message))
-        complain(f"warning: {message}")
+        complain(str(message) if isinstance(message, Remark) else f"warning: {message}")
 
 
 def _internal(problem: Exception) -> int:

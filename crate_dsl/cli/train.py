@@ -52,6 +52,14 @@ def train(
         int | None,
         typer.Option(min=1, metavar="N", help="Train on at most so many images.", show_default=False),
     ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="Begin with the weights of a run, or of a .safetensors file; of some stages: RUN:front,encoder.",
+            show_default=False,
+        ),
+    ] = None,
     epochs: Annotated[str | None, _entry("How many times each image is seen.")] = None,
     batch: Annotated[str | None, _entry("Images in a step.")] = None,
     optimizer: Annotated[str | None, _entry("adamw(lr = …), lion(…) or sgd(…).")] = None,
@@ -77,6 +85,7 @@ def train(
     crate-dsl train specs/crate.crate@fashion --data mnist5k --out runs/first
     crate-dsl train specs/crate.crate@fashion --data digits --out runs/2 --lr 1e-3
     crate-dsl train specs/crate.crate@tiny --data folder:mine -o runs/3 --compile
+    crate-dsl train specs/reuse.crate:probe@fashion --data digits -o runs/4 --start runs/pretext
     crate-dsl train --resume --out runs/first
     """
     entries = {
@@ -90,7 +99,7 @@ def train(
             missing = "TARGET" if target is None else "--data"
             help = "crate-dsl train TARGET --data SOURCE --out RUN"
             raise UserError(f"{missing} is missing: what to train, and on what", help, exit_code=2)
-        if target or data or set or recipe or compile or (limit, seed, precision) != (None, None, None):
+        if target or data or set or recipe or compile or (limit, seed, precision, start) != (None,) * 4:
             raise UserError(
                 "a run goes on as it began: give --resume and --out alone, or all that was given then",
                 exit_code=2,
@@ -114,6 +123,7 @@ def train(
             compile=compile,
             resume=resume,
             limit=limit,
+            start=start,
         )
     test = run.test() or {}
     if "accuracy" in test:

@@ -98,6 +98,17 @@ class NotScaled(Caution):
     """Pictures go into a network that does not say how their pixels become numbers."""
 
 
+class Remark(Caution):
+    """A warning about a spec that its text alone does not show. `diagnostic` has the code and the place."""
+
+    def __init__(self, diagnostic: Diagnostic) -> None:
+        super().__init__(diagnostic)
+        self.diagnostic = diagnostic
+
+    def __str__(self) -> str:
+        return render_all([self.diagnostic])
+
+
 class Report:
     """Gathers the diagnostics of a phase."""
 

@@ -103,6 +103,9 @@ class Manifest(BaseModel):
     seed: int
     precision: Precision
     compiled: bool = False
+    #: The weights that it began with, as they were asked for, and a hash of their file.
+    start: str | None = None
+    start_fingerprint: str | None = None
     parameters: int
     versions: dict[str, str]
 
@@ -160,6 +163,7 @@ def manifest_of(
     seed: int,
     precision: Precision,
     compiled: bool,
+    start: str | None = None,
 ) -> Manifest:
     """What a run that is about to begin will be."""
     return Manifest(
@@ -176,6 +180,7 @@ def manifest_of(
         seed=seed,
         precision=precision,
         compiled=compiled,
+        start=start,
         parameters=graph.parameters,
         versions={
             "crate_dsl": crate_dsl.__version__,
@@ -192,7 +197,7 @@ def spec_texts(graph: ModelGraph) -> dict[str, str]:
 
 def differences(old: Manifest, new: Manifest) -> list[str]:
     """What is asked for now and was not asked for when the run began, a sentence each."""
-    names = ("model", "variant", "data", "limit", "seed", "precision", "compiled")
+    names = ("model", "variant", "data", "limit", "seed", "precision", "compiled", "start")
     found = [
         f"{name} was {getattr(old, name)}, now it is {getattr(new, name)}"
         for name in names

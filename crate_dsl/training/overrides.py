@@ -26,7 +26,7 @@ def recipe_of(train: Mapping[str, Any], overrides: Mapping[str, object] | None =
     """The recipe of a `train` block, with some entries said otherwise.
 
     An override names an entry (`epochs`, `optimizer`) or an argument of the form that stands there (`lr`, `warmup`). It
-    is text as the language spells it, a number, or a form.
+    is text as the language spells it, a number, or a form. The weights that a block begins with are no part of it.
 
     >>> recipe_of({"epochs": 4}, {"optimizer": "lion(lr = 3e-4)", "weight_decay": "0.1"}).written()["optimizer"]
     'lion(lr = 0.0003, weight_decay = 0.1, betas = [0.9, 0.99])'
@@ -35,7 +35,7 @@ def recipe_of(train: Mapping[str, Any], overrides: Mapping[str, object] | None =
         UserError: an unknown entry, text that is no value, a value out of range.
     """
     known = entries()
-    chosen: dict[str, Any] = {name: _plain(value) for name, value in train.items()}
+    chosen: dict[str, Any] = {name: _plain(value) for name, value in train.items() if name != "start"}
     arguments: dict[str, Any] = {}
     for name, value in (overrides or {}).items():
         if name not in known:

@@ -3,6 +3,7 @@
 ================== =============================================================================================
 spec/              the texts as they were when the run began
 run.json           what was asked for: settings, recipe, data, seed; and the scaling of pixels, the classes' names
+start.safetensors  the weights of the first step, where they are not all drawn: `--start`
 metrics.csv        a row for each epoch
 model.safetensors  the weights of the best epoch by validation (the last one, where nothing was held back)
 last.safetensors   everything that the next epoch needs: weights, optimiser, schedule, counters
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
     from crate_dsl.compiler.prove import Proof
 
 #: The files of a run.
-MANIFEST, METRICS, WEIGHTS, LAST, TEST = (
+MANIFEST, START, METRICS, WEIGHTS, LAST, TEST = (
     "run.json",
+    "start.safetensors",
     "metrics.csv",
     "model.safetensors",
     "last.safetensors",

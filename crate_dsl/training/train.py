@@ -28,6 +28,7 @@ from crate_dsl.training.run import (
     LAST,
     MANIFEST,
     METRICS,
+    START,
     TEST,
     WEIGHTS,
     Run,
@@ -35,6 +36,7 @@ from crate_dsl.training.run import (
     save_weights,
 )
 from crate_dsl.training.sources import open_data, required_module
+from crate_dsl.training.start import Started, start_of, started_from
 
 if TYPE_CHECKING:
     from crate_dsl.training.loop import Training
@@ -56,6 +58,7 @@ def train(
     compile: bool = False,
     resume: bool = False,
     limit: int | None = None,
+    start: str | Path | None = None,
     progress: bool = True,
     console: Console | None = None,
 ) -> Run:
@@ -73,12 +76,17 @@ def train(
         compile: compile the objective by torch.compile: minutes for the first step, and less for all others.
         resume: go on from the last whole epoch. On a CPU the result is, bit for bit, that of a run never cut off.
         limit: train on at most this many images, of all classes in proportion.
+        start: weights to begin with, in place of those that the `train` block says: a run's folder or a .safetensors
+            file, perhaps with the stages that are taken: `runs/first:front,encoder`. Matched by path and shape.
         progress: show a bar (on a terminal) and a line for each epoch.
         console: where; standard error, if none is given.
 
     Raises:
         SpecError: the spec means nothing yet.
         UserError: what was asked for cannot be done, or the loss is no number any more.
+
+    Warns:
+        Remark: what the spec freezes has no start, or begins with what cannot do what is asked of it.
     """
     out = Path(out)
     graph = crate_dsl.load(target, set=set)
@@ -92,6 +100,8 @@ def train(
         _check_free(out)
     if compile:
         check_compiler(on)
+    begins_with = start_of(graph, start)
+    started = None if resume else started_from(begins_with, graph, seed)
     images = open_data(data)
     if limit is not None:
         images = images.limited(limit)
@@ -107,12 +117,16 @@ def train(
         seed=seed,
         precision=cast(Precision, precision),
         compiled=compile,
+        start=begins_with,
     )
+    shown = _shown(progress, console)
     if resume:
         run = _resumed(out, wanted, spec_texts(graph))
     else:
-        run = _begun(out, wanted, spec_texts(graph))
-    return _continue(run, graph, images, feed, on, _shown(progress, console))
+        run = _begun(out, wanted, spec_texts(graph), started)
+        if started is not None and shown is not None:
+            started.tell(shown)
+    return _continue(run, graph, images, feed, on, shown)
 
 
 def resume(
@@ -172,7 +186,7 @@ def _check_free(out: Path) -> None:
         raise UserError(f"{out} is a file, but a run is a folder")
 
 
-def _begun(out: Path, manifest: Manifest, texts: Mapping[str, str]) -> Run:
+def _begun(out: Path, manifest: Manifest, texts: Mapping[str, str], started: Started | None) -> Run:
     """Make a run's folder; `run.json` comes last, so that a folder that has it is whole."""
     try:
         for name in texts:
@@ -181,6 +195,9 @@ def _begun(out: Path, manifest: Manifest, texts: Mapping[str, str]) -> Run:
         raise UserError(f"{out} cannot be made: {problem.strerror or problem}") from problem
     for name, text in texts.items():
         write_text(out / "spec" / name, text)
+    if started is not None:
+        save_weights(started.net, out / START)
+        manifest = started.recorded(manifest)
     manifest.write(out / MANIFEST)
     return Run(out, manifest)
 
@@ -213,6 +230,8 @@ def _continue(
         raise UserError("precision 16 needs a GPU", "--precision bf16, or 32")
     scaling = manifest.scaling.scaling
     net = crate_dsl.build(graph, seed=manifest.seed).to(device)
+    if manifest.start is not None:
+        load_weights(net, run.folder / START)
     objective = crate_dsl.Objective(net)
     scored = crate_dsl.Objective(net)  # never compiled: its batches are of other sizes, and few
     validation = Held(data.validation, scaling, feed, device) if len(data.validation) else None
