@@ -1,8 +1,8 @@
 """Where a run begins: weights of another run, or of a file, matched by their spec paths.
 
-A weight of the file is taken where the network has one of the same path (`encoder.3.compress.subspaces`) and shape. What the
-file lacks is drawn anew, what the network lacks is left out, and both are told. The same path with another shape is a
-mistake. Slow copies (`ema(student)`) begin equal to what they follow, wherever that came from.
+A weight is taken where the network has one of the same path (`encoder.3.compress.subspaces`) and shape. What
+the file lacks is drawn anew, what the network lacks is left out, and both are told. The same path with another shape is
+a mistake. Slow copies (`ema(student)`) begin equal to what they follow, wherever that came from.
 """
 
 from __future__ import annotations
