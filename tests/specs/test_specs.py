@@ -97,6 +97,11 @@ PARAMETERS = {
     "self_supervised.crate:rotated@fashion": SMALL_FRONT + SMALL_ENCODER + 2 * 128 + (128 + 1) * 4,
     "self_supervised.crate:prompted": 16 * 384 + 2 * 384 + (384 + 1) * 100,
     "self_supervised.crate:prompted@fashion": 16 * 128 + 2 * 128 + (128 + 1) * 10,
+    # A norm and a linear map, and in fine-tuning what stands before them.
+    "reuse.crate:probe": 2 * 384 + (384 + 1) * 100,
+    "reuse.crate:probe@fashion": 2 * 128 + (128 + 1) * 10,
+    "reuse.crate:finetune": FRONT + ENCODER + 2 * 384 + (384 + 1) * 100,
+    "reuse.crate:finetune@fashion": SMALL_FRONT + SMALL_ENCODER + 2 * 128 + (128 + 1) * 10,
 }
 SMALLEST = [
     "cbt.crate@fashion",
@@ -104,6 +109,8 @@ SMALLEST = [
     "crate.crate@fashion",
     "crate_alpha.crate@fashion",
     "crate_mae.crate@fashion",
+    "reuse.crate:finetune@fashion",
+    "reuse.crate:probe@fashion",
     "self_supervised.crate:completion@fashion",
     "self_supervised.crate:contrastive@fashion",
     "self_supervised.crate:prompted@fashion",
@@ -117,11 +124,12 @@ SMALLEST = [
     "vit.crate@fashion",
 ]
 #: The share of its loss that twenty steps take away, where that is not half: what is hidden, or turned, cannot be
-#: learnt by heart so soon, a difference of rates is not a distance from zero, and two crops of noise have nothing in
-#: common, so that what can be learnt is to guess evenly.
+#: learnt by heart so soon, a linear map of what nobody trained has little to read, a difference of rates is not a
+#: distance from zero, and two crops of noise have nothing in common, so that what can be learnt is to guess evenly.
 LEARNT = {
     "crate_mae.crate@fashion": 0.25,
     "certified.crate@fashion": 0.05,
+    "reuse.crate:probe@fashion": 0.3,
     "self_supervised.crate:completion@fashion": 0.25,
     "self_supervised.crate:contrastive@fashion": 0.05,
     "self_supervised.crate:rotated@fashion": 0.15,
