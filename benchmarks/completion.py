@@ -197,7 +197,7 @@ def measured(run: Run, data: Data, onnx: Path) -> tuple[dict[str, Any], dict[str
     """A run's numbers on the test images, everyone's by name, and the rows of the picture."""
     proof = export_run(run.folder, onnx)
     session = crate_dsl.open_session(onnx, provider="cpu")
-    scaling = run.manifest.scaling.scaling
+    scaling = run.manifest.pixels()
     patch = int(session.metadata.target.settings["patch"])
     columns = data.shape[2] // patch
     train_nk = in_patches(on_unit_scale(data.train.images_nchw), patch).reshape(len(data.train), -1)

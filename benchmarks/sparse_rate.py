@@ -90,7 +90,7 @@ def measured(run: Run) -> dict[str, Any]:
     """A run's accuracy, and its layers on the first test images."""
     test = run.test()
     assert test is not None
-    scaled_nchw = run.manifest.scaling.scaling.apply(run.data().test.images_nchw[:MEASURED])
+    scaled_nchw = run.manifest.pixels().apply(run.data().test.images_nchw[:MEASURED])
     layers = layers_of(run.net(), torch.from_numpy(scaled_nchw))
     return {"seed": run.manifest.seed, "test_accuracy": test["accuracy"], "layers": layers}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,7 +28,15 @@ def train(
         str | None,
         typer.Option(
             metavar="SOURCE",
-            help="digits, mnist5k, idx:FOLDER, folder:FOLDER or npz:FILE.",
+            help="digits, mnist5k, idx:FOLDER, folder:FOLDER, npz:FILE; or text:PATH, a file, a folder or a pattern.",
+            show_default=False,
+        ),
+    ] = None,
+    vocabulary: Annotated[
+        str | None,
+        typer.Option(
+            metavar="characters|bytes|bpe:SIZE",
+            help="What the tokens of text are.  [default: characters]",
             show_default=False,
         ),
     ] = None,
@@ -50,7 +59,12 @@ def train(
     ] = False,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Train on at most so many images.", show_default=False),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Train on at most so many images, or windows of text.",
+            show_default=False,
+        ),
     ] = None,
     start: Annotated[
         str | None,
@@ -60,8 +74,8 @@ def train(
             show_default=False,
         ),
     ] = None,
-    epochs: Annotated[str | None, _entry("How many times each image is seen.")] = None,
-    batch: Annotated[str | None, _entry("Images in a step.")] = None,
+    epochs: Annotated[str | None, _entry("How many times each image or window is seen.")] = None,
+    batch: Annotated[str | None, _entry("Images or windows in a step.")] = None,
     optimizer: Annotated[str | None, _entry("adamw(lr = …), lion(…) or sgd(…).")] = None,
     lr: Annotated[str | None, _entry("The optimizer's learning rate.")] = None,
     weight_decay: Annotated[str | None, _entry("The optimizer's weight decay.")] = None,
@@ -77,7 +91,7 @@ def train(
     clip: Annotated[str | None, _entry("The gradient's largest norm, or none.")] = None,
     patience: Annotated[str | None, _entry("Stop after so many epochs without a better validation.")] = None,
 ) -> None:
-    """Train a spec's network on images.
+    """Train a spec's network on images or text.
 
     The recipe is that of its train block; each entry can be overridden. The run's folder holds the spec,
     metrics.csv, the best weights, and all that it needs to go on or to be exported.
@@ -86,6 +100,7 @@ def train(
     crate-dsl train specs/crate.crate@fashion --data digits --out runs/2 --lr 1e-3
     crate-dsl train specs/crate.crate@tiny --data folder:mine -o runs/3 --compile
     crate-dsl train specs/reuse.crate:probe@fashion --data digits -o runs/4 --start runs/pretext
+    crate-dsl train specs/text.crate@characters --data text:plays -o runs/gpt
     crate-dsl train --resume --out runs/first
     """
     entries = {
@@ -99,7 +114,14 @@ def train(
             missing = "TARGET" if target is None else "--data"
             help = "crate-dsl train TARGET --data SOURCE --out RUN"
             raise UserError(f"{missing} is missing: what to train, and on what", help, exit_code=2)
-        if target or data or set or recipe or compile or (limit, seed, precision, start) != (None,) * 4:
+        if (
+            target
+            or data
+            or set
+            or recipe
+            or compile
+            or (limit, seed, precision, start, vocabulary) != (None,) * 5
+        ):
             raise UserError(
                 "a run goes on as it began: give --resume and --out alone, or all that was given then",
                 exit_code=2,
@@ -123,13 +145,26 @@ def train(
             compile=compile,
             resume=resume,
             limit=limit,
+            vocabulary=vocabulary,
             start=start,
         )
-    test = run.test() or {}
+    print(_told(run.test() or {}))
+    if run.manifest.vocabulary is not None and "bits_per_character" in (run.test() or {}):
+        print(f"next: crate-dsl generate {out} --tokens 200")
+    else:
+        print(f"next: crate-dsl export {out} --out {out.name}.onnx")
+
+
+def _told(test: Mapping[str, Any]) -> str:
+    """What `test.json` says, in a line."""
+    noun = "windows" if "windows" in test else "images"
+    on = f"{test[noun]:,} test {noun}"
     if "accuracy" in test:
-        print(
-            f"{test['accuracy']:.2%} of {test['images']:,} test images right (weights of epoch {test['epoch']})"
-        )
-    elif "loss" in test:
-        print(f"loss {test['loss']:.4f} on {test['images']:,} test images (weights of epoch {test['epoch']})")
-    print(f"next: crate-dsl export {out} --out {out.name}.onnx")
+        text = f"{test['accuracy']:.2%} of {on} right"
+    else:
+        text = f"loss {test['loss']:.4f} on {on}"
+    if "perplexity" in test:
+        text += f": perplexity {test['perplexity']:,.2f}"
+    if "bits_per_character" in test:
+        text += f", {test['bits_per_character']:.3f} bits per character"
+    return f"{text} (weights of epoch {test['epoch']})"

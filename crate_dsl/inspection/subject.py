@@ -68,7 +68,7 @@ def run_subject(folder: Path, source: str | None, images: int, device: torch.dev
     data = run.data() if source is None else open_data(source)
     row = _epochs(folder / METRICS)
     made = _subject(
-        str(folder), "the run's, of its best epoch", net, data, run.manifest.scaling.scaling, images, device
+        str(folder), "the run's, of its best epoch", net, data, run.manifest.pixels(), images, device
     )
     return replace(made, epochs=row, test=run.test())
 

@@ -1,12 +1,17 @@
-"""Which of a spec's inputs and targets take images and labels, and which output holds the classes' scores."""
+"""Which of a spec's inputs and targets take images and labels, or text; and which output holds the scores."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from crate_dsl.compiler.graph import Entry, ModelGraph
+from crate_dsl.compiler.steps.likelihood.operator import MaskedToken, NextToken
+from crate_dsl.compiler.steps.random.operator import MaskTokens
+from crate_dsl.compiler.types import Dim
 from crate_dsl.language.diagnostics import UserError
 from crate_dsl.training.data import Data
+from crate_dsl.training.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -16,6 +21,88 @@ class Feed:
     image: str
     labels: tuple[str, ...]
     scores: str | None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The names by which a network is fed with text, in windows of `length` tokens.
+
+    `kept` is the input that is true for real tokens, where there is one: only then may a window be shorter. `predicts`
+    says which tokens the objective tells, where it is their likelihood in nats and nothing else. `scores` is the output
+    that has a number for each token of the vocabulary, of which there are `vocabulary`.
+    """
+
+    ids: str
+    kept: str | None
+    length: int
+    vocabulary: int
+    predicts: Literal["next", "hidden"] | None
+    scores: str | None
+
+
+def check_reads(graph: ModelGraph, text: str, vocabulary: Vocabulary) -> Reading:
+    """Compare what a spec reads with the text that `text` names.
+
+    Raises:
+        UserError: no input of tokens, one with too few of them, something that no text holds, a draw of a length that
+            no text tells, a mask token that is a token of the text.
+    """
+    taken = [entry for entry in graph.inputs.values() if entry.source is None]
+    texts = [entry for entry in taken if entry.type.kind == "index" and entry.type.rank == 1]
+    if len(texts) != 1:
+        found = ", ".join(f"{entry.name} : {entry.type}" for entry in taken) or "none"
+        raise UserError(
+            f"`{graph.model}` must have one input of tokens to be trained on text; its inputs are: {found}",
+            "input ids : index(vocab)[n <= context]",
+        )
+    (ids,) = texts
+    kept = [entry for entry in taken if entry.type.kind == "bool" and entry.type.shape == ids.type.shape]
+    others = [entry for entry in (*taken, *graph.targets.values()) if entry not in (ids, *kept[:1])]
+    if others:
+        raise UserError(
+            f"`{graph.model}` reads `{others[0].name}` : {others[0].type}, which {text} does not hold"
+        )
+    _check_draws(graph, ids)
+    _check_vocabulary(graph, ids, text, vocabulary)
+    assert ids.type.classes is not None
+    term = graph.item(graph.objective.node) if graph.objective is not None else None
+    operator = getattr(term, "operator", None)
+    plain = isinstance(operator, (NextToken, MaskedToken)) and not operator.smoothing
+    scores = [
+        name
+        for name, value in graph.outputs.items()
+        if graph.type_of(value).kind == "float"
+        if graph.type_of(value).shape == (*ids.type.shape, Dim.of(ids.type.classes))
+    ]
+    return Reading(
+        ids=ids.name,
+        kept=kept[0].name if kept else None,
+        length=ids.type.shape[0].bound,
+        vocabulary=ids.type.classes,
+        predicts=None if not plain else "next" if isinstance(operator, NextToken) else "hidden",
+        scores=scores[0] if scores else None,
+    )
+
+
+def _check_vocabulary(graph: ModelGraph, ids: Entry, text: str, vocabulary: Vocabulary) -> None:
+    size = vocabulary.size
+    assert ids.type.classes is not None
+    fills = [node.operator.fill for node in graph.nodes if isinstance(node.operator, MaskTokens)]
+    wanted = size + bool(fills)
+    help = f"--set vocab={wanted}" + (f" --set fill={wanted - 1}" if fills else "")
+    help += ", if that is what the spec calls them"
+    if ids.type.classes < size:
+        raise UserError(
+            f"`{graph.model}` knows {ids.type.classes:,} tokens (`{ids.name}` : {ids.type}), but {text} has {size:,}",
+            help,
+        )
+    for fill in fills:
+        if fill < size:
+            raise UserError(
+                f"`mask_tokens` of `{graph.model}` hides tokens behind token {fill}, which stands for "
+                f"`{vocabulary.decode([fill])}` in {text}",
+                help,
+            )
 
 
 def check_fits(graph: ModelGraph, data: Data) -> Feed:
@@ -71,7 +158,7 @@ def _check_size(graph: ModelGraph, image: Entry, data: Data) -> None:
 
 
 def _check_draws(graph: ModelGraph, image: Entry) -> None:
-    """Nobody gives the draws of a training run, so the image must tell how long they are."""
+    """Nobody gives the draws of a training run, so the image or text must tell how long they are."""
     told = {dim.symbol for dim in image.type.shape}
     for entry in graph.inputs.values():
         unknown = [

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Row:
-    """One epoch. `steps` counts from the run's beginning, `lr` is the last step's, `seconds` are those of training."""
+    """One epoch. `steps` counts from the run's beginning, `lr` is the last step's, `seconds` are those of training.
+
+    The perplexity, e to the validation loss, and bits per character are those of text.
+    """
 
     epoch: int
     steps: int
@@ -20,6 +23,8 @@ class Row:
     lr: float
     seconds: float
     steps_per_second: float
+    val_perplexity: float | None = None
+    val_bits_per_character: float | None = None
 
     @property
     def score(self) -> tuple[float, float] | None:
@@ -50,9 +55,14 @@ class Journal:
         return self.rows[-1].epoch - self.best.epoch if self.best else 0
 
     def csv(self) -> str:
-        """All rows, numbers in full."""
+        """All rows, numbers in full; columns of text only where there is text."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, [entry.name for entry in fields(Row)], lineterminator="\n")
+        names = [
+            entry.name
+            for entry in fields(Row)
+            if entry.default is MISSING or any(getattr(row, entry.name) is not None for row in self.rows)
+        ]
+        writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(row) for row in self.rows)
         return text.getvalue()

@@ -147,6 +147,7 @@ class Training(LightningModule):
         train_loss = float(losses_s.mean())  # waits for a GPU, so the time is true
         seconds = perf_counter() - self._began
         scores = self.measured()
+        likelihood = scores.likelihood if scores else None
         row = Row(
             epoch=self.current_epoch + 1,
             steps=self.global_step,
@@ -156,6 +157,8 @@ class Training(LightningModule):
             lr=self._last_lr(),
             seconds=round(seconds, 3),
             steps_per_second=round(len(self._losses) / seconds, 3),
+            val_perplexity=likelihood.perplexity if likelihood else None,
+            val_bits_per_character=likelihood.bits_per_character if likelihood else None,
         )
         self.journal.rows.append(row)
         best = self.journal.best is row

@@ -13,15 +13,17 @@ from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 import crate_dsl
 from crate_dsl.compiler.graph import ModelGraph
 from crate_dsl.compiler.recipe import Recipe
 from crate_dsl.language.diagnostics import UserError
-from crate_dsl.training.data import Data, Scaling
+from crate_dsl.training.data import Scaling
 from crate_dsl.training.files import write_text
 from crate_dsl.training.overrides import recipe_of
+from crate_dsl.training.supply import Images, PartName, Supply, Texts
+from crate_dsl.training.text import PARTS
 
 #: More than any run.json needs; a larger file is something else.
 MAXIMUM_MANIFEST_BYTES = 2**24
@@ -85,7 +87,11 @@ def asked_scaling(text: str, graph: ModelGraph) -> ScalingEntry:
 
 
 class Manifest(BaseModel):
-    """The entries of `run.json`."""
+    """The entries of `run.json`.
+
+    `scaling` and `classes` are those of images. A run on text has a `vocabulary` as it was asked for, and how many
+    `characters` each part has.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -98,8 +104,10 @@ class Manifest(BaseModel):
     data: str
     limit: int | None
     fingerprint: str
-    classes: tuple[str, ...]
-    scaling: ScalingEntry
+    classes: tuple[str, ...] = ()
+    scaling: ScalingEntry | None = None
+    vocabulary: str | None = None
+    characters: dict[PartName, Annotated[int, Field(ge=0)]] | None = None
     seed: int
     precision: Precision
     compiled: bool = False
@@ -117,6 +125,12 @@ class Manifest(BaseModel):
             raise ValueError("it must be a .crate file inside spec/")
         return name
 
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Manifest:
+        if (self.scaling is None) == (self.vocabulary is None or set(self.characters or ()) != set(PARTS)):
+            raise ValueError("it must tell the scaling of images, or the vocabulary and characters of texts")
+        return self
+
     @property
     def target(self) -> str:
         """The spec inside the folder as a target of the command line: `spec/crate.crate:crate@tiny`."""
@@ -125,6 +139,12 @@ class Manifest(BaseModel):
     def overrides(self) -> dict[str, Any]:
         """Every parameter's value, to load the spec with."""
         return {name: _exact(value) for name, value in self.settings.items()}
+
+    def pixels(self) -> Scaling:
+        """The scaling of the images. Raises `UserError` where it was trained on text."""
+        if self.scaling is None:
+            raise UserError(f"`{self.model}` was trained on text, but this needs a network of images")
+        return self.scaling.scaling
 
     def recipe_in_force(self) -> Recipe:
         """The recipe. Raises `UserError` where its texts are none."""
@@ -155,8 +175,7 @@ class Manifest(BaseModel):
 
 def manifest_of(
     graph: ModelGraph,
-    data: Data,
-    image: str,
+    supply: Supply,
     recipe: Recipe,
     *,
     limit: int | None,
@@ -166,17 +185,23 @@ def manifest_of(
     start: str | None = None,
 ) -> Manifest:
     """What a run that is about to begin will be."""
+    said: dict[str, Any] = {}
+    match supply:
+        case Images(data=data, feed=feed, scaling=scaling):
+            entry = ScalingEntry(input=feed.image, mean=scaling.mean, std=scaling.std)
+            said = {"classes": data.classes, "scaling": entry}
+        case Texts():
+            said = {"vocabulary": supply.asked, "characters": dict(supply.characters)}
     return Manifest(
         spec=next(iter(spec_texts(graph))),
         model=graph.model,
         variant=graph.variant,
         settings={name: _plain(value) for name, value in graph.settings.items()},
         recipe=recipe.written(),
-        data=data.text,
+        data=supply.text,
         limit=limit,
-        fingerprint=data.fingerprint,
-        classes=data.classes,
-        scaling=ScalingEntry(input=image, mean=data.scaling.mean, std=data.scaling.std),
+        fingerprint=supply.fingerprint,
+        **said,
         seed=seed,
         precision=precision,
         compiled=compiled,
@@ -197,7 +222,7 @@ def spec_texts(graph: ModelGraph) -> dict[str, str]:
 
 def differences(old: Manifest, new: Manifest) -> list[str]:
     """What is asked for now and was not asked for when the run began, a sentence each."""
-    names = ("model", "variant", "data", "limit", "seed", "precision", "compiled", "start")
+    names = ("model", "variant", "data", "vocabulary", "limit", "seed", "precision", "compiled", "start")
     found = [
         f"{name} was {getattr(old, name)}, now it is {getattr(new, name)}"
         for name in names
@@ -210,7 +235,8 @@ def differences(old: Manifest, new: Manifest) -> list[str]:
             if before.get(name) != after.get(name)
         ]
     if not found and old.fingerprint != new.fingerprint:
-        found.append(f"the images or labels of {new.data} are others than they were")
+        what = "texts" if new.vocabulary else "images or labels"
+        found.append(f"the {what} of {new.data} are others than they were")
     return found
 
 

@@ -46,7 +46,7 @@ class Display:
     def say(self, text: str) -> None:
         """A line of its own."""
         if self.console is not None:
-            self._bar.console.print(text, highlight=False)
+            self._bar.console.print(text, highlight=False, soft_wrap=True)
 
     def begin(self, epoch: int) -> None:
         """An epoch begins, counted from 1."""
@@ -75,5 +75,9 @@ class Display:
             text += f"  validation {row.val_loss:.4f}"
         if row.val_accuracy is not None:
             text += f"  {row.val_accuracy:.2%} right"
+        if row.val_perplexity is not None:
+            text += f"  perplexity {row.val_perplexity:,.2f}"
+        if row.val_bits_per_character is not None:
+            text += f"  {row.val_bits_per_character:.3f} bits/char"
         text += f"  {row.seconds:.1f} s" + ("  *" if best else "")
-        self._bar.console.print(text, highlight=False)
+        self._bar.console.print(text, highlight=False, soft_wrap=True)

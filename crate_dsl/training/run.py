@@ -3,6 +3,8 @@
 ================== =============================================================================================
 spec/              the texts as they were when the run began
 run.json           what was asked for: settings, recipe, data, seed; and the scaling of pixels, the classes' names
+vocabulary.json    of a run on text: what each token stands for
+tokens/            of a run on text: the tokens of each part, as arrays
 start.safetensors  the weights of the first step, where they are not all drawn: `--start`
 metrics.csv        a row for each epoch
 model.safetensors  the weights of the best epoch by validation (the last one, where nothing was held back)
@@ -27,13 +29,25 @@ import crate_dsl
 from crate_dsl.compiler.graph import ModelGraph
 from crate_dsl.compiler.weights import load_weights
 from crate_dsl.language.diagnostics import UserError
-from crate_dsl.training.batches import Held, Scores, measure
+from crate_dsl.training.batches import Scores, measure
 from crate_dsl.training.data import Data
-from crate_dsl.training.feed import check_fits
+from crate_dsl.training.feed import check_reads
 from crate_dsl.training.files import write_tensors
 from crate_dsl.training.manifest import Manifest
 from crate_dsl.training.real import FLOAT32, Reduction, samples_of
 from crate_dsl.training.sources import open_data
+from crate_dsl.training.supply import (
+    TOKENS,
+    VOCABULARY,
+    Supply,
+    Texts,
+    is_text,
+    open_images,
+    open_texts,
+    read_vocabulary,
+)
+from crate_dsl.training.text import PARTS, open_tokens
+from crate_dsl.training.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from crate_dsl.compiler.network import Network
@@ -75,12 +89,53 @@ class Run:
         return net.eval()
 
     def data(self) -> Data:
-        """The images that it was trained on, read again."""
+        """The images that it was trained on, read again. Raises `UserError` where it was trained on text."""
+        self.manifest.pixels()
         data = open_data(self.manifest.data)
         return data if self.manifest.limit is None else data.limited(self.manifest.limit)
 
+    def vocabulary(self) -> Vocabulary | None:
+        """What its tokens stand for; None where it was trained on images.
+
+        Raises:
+            UserError: `vocabulary.json` is not there, or damaged.
+        """
+        return None if self.manifest.vocabulary is None else read_vocabulary(self.folder / VOCABULARY)
+
+    def supply(self, data: Data | str | None = None) -> Supply:
+        """What its network takes: the data that it was trained on, or others.
+
+        Texts are those in the folder, wherever they came from; images are read again.
+
+        Raises:
+            UserError: the data are not there, damaged, or do not fit the network.
+        """
+        graph, vocabulary = self.graph(), self.vocabulary()
+        if vocabulary is None:
+            return open_images(graph, self.data() if data is None else data, self.manifest.pixels())
+        if data is not None:
+            if not (isinstance(data, str) and is_text(data)):
+                raise UserError(f"`{graph.model}` was trained on text: text:PATH")
+            return open_texts(graph, data, vocabulary)
+        manifest = self.manifest
+        assert manifest.vocabulary is not None and manifest.characters is not None
+        tokens = {part: open_tokens(self.folder / TOKENS / f"{part}.npy", vocabulary) for part in PARTS}
+        return Texts(
+            manifest.data,
+            manifest.fingerprint,
+            vocabulary,
+            manifest.vocabulary,
+            check_reads(graph, manifest.data, vocabulary),
+            tokens,
+            {part: manifest.characters[part] for part in PARTS},
+            manifest.limit,
+        )
+
     def test(self) -> dict[str, Any] | None:
-        """What `test.json` says: images, accuracy, loss, epoch; None before the run is over."""
+        """What `test.json` says; None before the run is over.
+
+        `images` or `windows`, `loss`, `epoch`, and `accuracy`, `perplexity`, `bits_per_character` where there are such.
+        """
         path = self.folder / TEST
         if not path.is_file():
             return None
@@ -93,7 +148,11 @@ class Run:
         return scores
 
     def metadata(self) -> dict[str, str]:
-        """What an exported file must say of the pixels and the classes, by the keys of its metadata."""
+        """What an exported file must say of the pixels and the classes, or the tokens, by the keys of its metadata."""
+        vocabulary = self.vocabulary()
+        if vocabulary is not None:
+            return {"crate_dsl.vocabulary": vocabulary.to_json()}
+        assert self.manifest.scaling is not None
         entries: dict[str, Any] = {"crate_dsl.scaling": self.manifest.scaling.model_dump(mode="json")}
         if self.manifest.classes:
             entries["crate_dsl.classes"] = list(self.manifest.classes)
@@ -131,7 +190,7 @@ def export_run(
     samples = None
     if reduction.precision != "float32":
         data = reduction.data or run.data()
-        samples = samples_of(net.graph, data, run.manifest.scaling.scaling, reduction.images)
+        samples = samples_of(net.graph, data, run.manifest.pixels(), reduction.images)
     return crate_dsl.export(
         net.graph,
         net,
@@ -144,18 +203,16 @@ def export_run(
     )
 
 
-def evaluate(run: Run, data: Data | None = None, *, device: str = "cpu") -> Scores:
-    """How a run's network does on the test images: those of its own data, or others.
+def evaluate(run: Run, data: Data | str | None = None, *, device: str = "cpu") -> Scores:
+    """How a run's network does on the test part: that of its own data, or of others.
 
     Raises:
-        UserError: the images do not fit the network, or the weights are damaged.
+        UserError: the data do not fit the network, or the weights are damaged.
     """
-    graph, data = run.graph(), data or run.data()
-    feed = check_fits(graph, data)
+    held = run.supply(data).held("test", torch.device(device))
     net = run.net().to(device)
-    objective = crate_dsl.Objective(net) if graph.objective is not None else None
-    held = Held(data.test, run.manifest.scaling.scaling, feed, torch.device(device))
-    return measure(graph, net, objective, held)
+    objective = crate_dsl.Objective(net) if net.graph.objective is not None else None
+    return measure(net.graph, net, objective, held)
 
 
 # ------------------------------------------------------------------ weights

@@ -48,6 +48,8 @@ def open_data(text: str) -> Data:
         UserError: no such source, or its files are not what they must be.
     """
     kind, colon, place = text.partition(":")
+    if kind == "text":
+        raise UserError(f"`{text}` is text, but images are wanted here", FORMS)
     if kind not in SOURCES:
         near = did_you_mean(kind, SOURCES)
         raise UserError(
@@ -380,7 +382,7 @@ def read_picture(path: Path, count: int = 1) -> NDArray[np.uint8]:
 
 
 #: How the data sources are spelled.
-FORMS = "data sources: digits, mnist5k, idx:FOLDER, folder:FOLDER, npz:FILE"
+FORMS = "data sources: digits, mnist5k, idx:FOLDER, folder:FOLDER, npz:FILE; and text:PATH"
 
 #: The reader of each kind of source, and whether it needs a path.
 SOURCES: dict[str, tuple[Callable[[str, Path], Data], bool]] = {

@@ -96,15 +96,15 @@ class Started:
         plain = {"highlight": False, "markup": False, "soft_wrap": True}
         console.print(f"starts from {self.start.text}", **plain)
         console.print(table, width=WIDTH)
-        if self.start.run is not None:
+        if self.start.run is not None and self.start.run.manifest.scaling is not None:
             console.print("pixels are scaled as there", **plain)
 
     def recorded(self, manifest: Manifest) -> Manifest:
         """The manifest of a run that begins so: pixels are what they were to the weights that are taken."""
         found: dict[str, object] = {"start_fingerprint": self.fingerprint}
         run = self.start.run
-        if run is not None and len(run.manifest.scaling.mean) == len(manifest.scaling.mean):
-            own, theirs = manifest.scaling, run.manifest.scaling
+        own, theirs = manifest.scaling, run.manifest.scaling if run is not None else None
+        if own is not None and theirs is not None and len(own.mean) == len(theirs.mean):
             found["scaling"] = own.model_copy(update={"mean": theirs.mean, "std": theirs.std})
         return manifest.model_copy(update=found)
 

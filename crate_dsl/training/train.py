@@ -1,4 +1,4 @@
-"""From a spec and images to a run's folder."""
+"""From a spec and data to a run's folder."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ import crate_dsl
 from crate_dsl.compiler.graph import ModelGraph
 from crate_dsl.compiler.weights import load_weights
 from crate_dsl.language.diagnostics import UserError
-from crate_dsl.training.batches import Batches, Held, Scores, measure
+from crate_dsl.training.batches import Batches, Scores, measure
 from crate_dsl.training.compiled import check_compiler, compile_
-from crate_dsl.training.data import Data
-from crate_dsl.training.feed import Feed, check_fits
 from crate_dsl.training.files import write_json, write_text
 from crate_dsl.training.journal import Journal
 from crate_dsl.training.manifest import Manifest, Precision, differences, manifest_of, same_texts, spec_texts
@@ -35,8 +33,9 @@ from crate_dsl.training.run import (
     open_run,
     save_weights,
 )
-from crate_dsl.training.sources import open_data, required_module
+from crate_dsl.training.sources import required_module
 from crate_dsl.training.start import Started, start_of, started_from
+from crate_dsl.training.supply import Images, Supply, Texts, asked_supply
 
 if TYPE_CHECKING:
     from crate_dsl.training.loop import Training
@@ -58,24 +57,26 @@ def train(
     compile: bool = False,
     resume: bool = False,
     limit: int | None = None,
+    vocabulary: str | None = None,
     start: str | Path | None = None,
     progress: bool = True,
     console: Console | None = None,
 ) -> Run:
-    """Train a spec's network on images, into the folder `out`.
+    """Train a spec's network on images or text, into the folder `out`.
 
     Args:
         target: `file.crate`, `file.crate@variant`, `file.crate:model@variant`.
-        data: a source of images, as `open_data` takes it.
+        data: a source of images, as `open_data` takes it; or `text:PATH`, as `open_corpus` takes it.
         out: the run's folder; it must not hold anything yet, unless the run is resumed.
         set: the spec's parameters, overridden.
         recipe: the `train` block's entries, overridden, by name (`recipe.entries`), as text or values.
-        seed: of initial weights, of the order of images, of everything random.
+        seed: of initial weights, of the order of samples, of everything random.
         device: auto, cpu or cuda.
         precision: 32; or bf16 or 16, which keep the weights in 32 bits.
         compile: compile the objective by torch.compile: minutes for the first step, and less for all others.
         resume: go on from the last whole epoch. On a CPU the result is, bit for bit, that of a run never cut off.
-        limit: train on at most this many images, of all classes in proportion.
+        limit: train on at most this many images, of all classes in proportion; or windows of text, the first.
+        vocabulary: of text: `characters` (where it is not said), `bytes` or `bpe:SIZE`.
         start: weights to begin with, in place of those that the `train` block says: a run's folder or a .safetensors
             file, perhaps with the stages that are taken: `runs/first:front,encoder`. Matched by path and shape.
         progress: show a bar (on a terminal) and a line for each epoch.
@@ -102,16 +103,14 @@ def train(
         check_compiler(on)
     begins_with = start_of(graph, start)
     started = None if resume else started_from(begins_with, graph, seed)
-    images = open_data(data)
-    if limit is not None:
-        images = images.limited(limit)
-    feed = check_fits(graph, images)
-    if in_force.patience is not None and not len(images.validation):
+    run = open_run(out) if resume else None
+    held = run.supply() if run is not None else None
+    supply = asked_supply(graph, data, vocabulary, limit, out, held if isinstance(held, Texts) else None)
+    if in_force.patience is not None and not len(supply.held("validation", torch.device("cpu"))):
         raise UserError(f"`patience` needs validation images, and {data} is too small to hold some back")
     wanted = manifest_of(
         graph,
-        images,
-        feed.image,
+        supply,
         in_force,
         limit=limit,
         seed=seed,
@@ -120,13 +119,13 @@ def train(
         start=begins_with,
     )
     shown = _shown(progress, console)
-    if resume:
-        run = _resumed(out, wanted, spec_texts(graph))
+    if run is not None:
+        _check_same(run, wanted, spec_texts(graph))
     else:
         run = _begun(out, wanted, spec_texts(graph), started)
         if started is not None and shown is not None:
             started.tell(shown)
-    return _continue(run, graph, images, feed, on, shown)
+    return _continue(run, graph, supply, on, shown)
 
 
 def resume(
@@ -138,13 +137,13 @@ def resume(
         UserError: there is no run, it is damaged, or its images are not those that they were.
     """
     run = open_run(out)
-    graph, images = run.graph(), run.data()
-    if images.fingerprint != run.manifest.fingerprint:
-        raise UserError(f"the images or labels of {images.text} are others than when {out} began")
+    graph, supply = run.graph(), run.supply()
+    if supply.fingerprint != run.manifest.fingerprint:
+        raise UserError(f"the images or labels of {supply.text} are others than when {out} began")
     on = chosen_device(device)
     if run.manifest.compiled:
         check_compiler(on)
-    return _continue(run, graph, images, check_fits(graph, images), on, _shown(progress, console))
+    return _continue(run, graph, supply, on, _shown(progress, console))
 
 
 def chosen_device(device: str) -> torch.device:
@@ -169,7 +168,7 @@ def _check_request(seed: int, precision: str, limit: int | None) -> None:
             f"there is no precision `{precision}`", f"precisions: {', '.join(get_args(Precision))}"
         )
     if limit is not None and limit < 1:
-        raise UserError(f"at least one image is needed to train, but the limit is {limit}")
+        raise UserError(f"at least one image or window is needed to train, but the limit is {limit}")
 
 
 # ------------------------------------------------------------------ the folder
@@ -202,43 +201,42 @@ def _begun(out: Path, manifest: Manifest, texts: Mapping[str, str], started: Sta
     return Run(out, manifest)
 
 
-def _resumed(out: Path, wanted: Manifest, texts: Mapping[str, str]) -> Run:
-    """The run in a folder, which must be the one that is asked for."""
-    run = open_run(out)
+def _check_same(run: Run, wanted: Manifest, texts: Mapping[str, str]) -> None:
+    """A run that is gone on with must be the one that is asked for."""
     found = differences(run.manifest, wanted)
-    if not same_texts(out / "spec", texts):
+    if not same_texts(run.folder / "spec", texts):
         found.insert(0, f"{wanted.spec} was edited")
     if found:
         raise UserError(
-            f"{out} is another run: {'; '.join(found)}",
+            f"{run.folder} is another run: {'; '.join(found)}",
             "ask for what was asked for then, or begin another run: --out",
         )
-    return run
 
 
 # ------------------------------------------------------------------ the training
 
 
 def _continue(
-    run: Run, graph: ModelGraph, data: Data, feed: Feed, device: torch.device, console: Console | None
+    run: Run, graph: ModelGraph, supply: Supply, device: torch.device, console: Console | None
 ) -> Run:
-    """Train what is left to be trained, then count the mistakes on the test images."""
+    """Train what is left to be trained, then measure what came of it on the test part."""
     required_module("lightning", "training")
     manifest = run.manifest
     recipe = manifest.recipe_in_force()
+    if isinstance(supply, Images):  # pixels are scaled as where the weights began
+        supply = supply.scaled(manifest.pixels())
     if manifest.precision == "16" and device.type == "cpu":
         raise UserError("precision 16 needs a GPU", "--precision bf16, or 32")
-    scaling = manifest.scaling.scaling
     net = crate_dsl.build(graph, seed=manifest.seed).to(device)
     if manifest.start is not None:
         load_weights(net, run.folder / START)
     objective = crate_dsl.Objective(net)
     scored = crate_dsl.Objective(net)  # never compiled: its batches are of other sizes, and few
-    validation = Held(data.validation, scaling, feed, device) if len(data.validation) else None
-    batches = Batches(Held(data.train, scaling, feed, device), recipe.batch, manifest.seed)
+    validation = supply.held("validation", device)
+    batches = Batches(supply.held("train", device), recipe.batch, manifest.seed)
 
     def measured() -> Scores | None:
-        return measure(graph, net, scored, validation) if validation else None
+        return measure(graph, net, scored, validation) if len(validation) else None
 
     def keep(training: Training, best: bool) -> None:
         # The checkpoint comes after the weights: a run cut off in between does this epoch again, to the same end.
@@ -252,6 +250,8 @@ def _continue(
         if not journal.finished:
             from crate_dsl.training.loop import Training
 
+            for line in supply.told():
+                display.say(line)
             if manifest.compiled:
                 compile_(objective)
                 display.say("the first step is compiled, which takes a while")
@@ -265,11 +265,13 @@ def _continue(
         best = journal.best
         assert best is not None
         load_weights(net, run.folder / WEIGHTS)
-        scores = measure(graph, net, scored, Held(data.test, scaling, feed, device))
+        scores = measure(graph, net, scored, supply.held("test", device))
         found = {
-            "images": scores.images,
+            supply.noun: scores.samples,
             "accuracy": scores.accuracy,
             "loss": scores.loss,
+            "perplexity": scores.likelihood and scores.likelihood.perplexity,
+            "bits_per_character": scores.likelihood and scores.likelihood.bits_per_character,
             "epoch": best.epoch,
         }
         write_json(run.folder / TEST, {name: value for name, value in found.items() if value is not None})
