@@ -214,17 +214,16 @@ def remarks(graph: ModelGraph, started: Started | None) -> Iterator[Diagnostic]:
     """What there is to say of a network that begins so; with None, all its weights are drawn."""
     matched = started.matched if started is not None else ()
     held = {p for p in graph.frozen if graph.slots[p].trained and p not in graph.averages}
-    if random := [path for path in held if path not in matched]:
-        owners = [
-            owner for owner in _by_owner(dict.fromkeys(random, ()), layers=False) if owner in graph.scopes
-        ]
-        spans = sorted((graph.scopes[owner].span for owner in owners), key=lambda span: span.start)
-        weights = f"{len(random)} frozen weights have" if len(random) > 1 else "a frozen weight has"
+    if random := {path: () for path in graph.slots if path in held and path not in matched}:
+        owners = list(_by_owner(random))
+        names = f"`{'`, `'.join(owners[:-1])}` and `{owners[-1]}` are" if owners[1:] else f"`{owners[0]}` is"
+        stages = (graph.scopes.get(owner) for owner in _by_owner(random, layers=False))
+        first, *others = [Label(span=stage.span) for stage in stages if stage is not None] or [None]
         yield Diagnostic(
             code="W0816",
-            message=f"{weights} no start: nothing ever moves them from where they are drawn at random",
-            where=Label(span=spans[0]) if spans else None,
-            also=tuple(Label(span=span) for span in spans[1:]),
+            message=f"{names} frozen without a start: what was drawn at random stays so",
+            where=first,
+            also=tuple(label for label in others if label is not None),
             help=('--start RUN, or `start = "file.safetensors"` in the train block',),
         )
     run = started.start.run if started is not None and not held.isdisjoint(matched) else None
