@@ -191,6 +191,11 @@ class Session:
         return "cuda" if CUDA in self._native.get_providers() else "cpu"
 
     @property
+    def native(self) -> onnxruntime.InferenceSession:
+        """The session of onnxruntime, for what holds tensors from one run to the next. It checks nothing."""
+        return self._native
+
+    @property
     def precision(self) -> str:
         """Of the file's matrices: `float32`, `float16`, `bfloat16` or `int8`. What goes in and comes out is float32."""
         return self.metadata.extra.get("precision", "float32")

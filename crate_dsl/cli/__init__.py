@@ -27,7 +27,20 @@ from crate_dsl.language.diagnostics import Caution, Remark, SpecError, UserError
 
 #: Each is a function of this name in a module of this name, and its docstring is its help. Where Python keeps the name
 #: for itself, an underscore follows there: `import_`.
-COMMANDS = ("check", "fmt", "show", "train", "import", "export", "inspect", "features", "run", "explain", "demo")
+COMMANDS = (
+    "check",
+    "fmt",
+    "show",
+    "train",
+    "import",
+    "export",
+    "inspect",
+    "features",
+    "run",
+    "generate",
+    "explain",
+    "demo",
+)
 #: Those that read a text and are done: a tenth of their time would go into looking for garbage that is not there.
 BRIEF = ("check", "fmt", "explain")
 #: Set it to see where a mistake of this program comes from.

@@ -10,8 +10,8 @@ equal scores are kept together. Of the kept ones that token is chosen whose
 
 is largest, which draws it by those probabilities (Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030, section 2). The
 g do not depend on the scores: whoever starts from the same seed draws the same ones. And few draws hang by a thread:
-without cut-offs a margin is below e with a probability of at most 2 e / T, however many tokens there are. (With a number
-that is looked up in the sums of the probabilities it would grow with the tokens, since there is a border at each.)
+without cut-offs a margin is below e with a probability of at most 2 e / T, however many tokens there are. (With one
+number that is looked up in the sums of the probabilities, each token would add a border.)
 """
 
 from __future__ import annotations

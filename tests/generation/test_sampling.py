@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from crate_dsl.generation.sampling import Choice, Draws, Sampler
+from crate_dsl.generation.sampling import Choice, Sampler
 from crate_dsl.language.diagnostics import UserError
 
 Array = NDArray[np.float64]
@@ -143,11 +143,11 @@ def test_the_draws_do_not_depend_on_the_scores() -> None:
 
 
 def test_margins_of_cut_offs() -> None:
-    """By hand: the chosen token leaves the two largest when it meets the third; it leaves the nucleus when p is reached."""
+    """By hand: where the second largest meets the largest, and where two make a nucleus."""
     assert again(Sampler(temperature=0, top_k=5, top_p=0.5), np.array([3.0, 1.0])) == Choice(0, 1.0)
     only = again(Sampler(top_k=1, seed=9), np.array([0.0, 5.0, 4.5]))
     assert only == Choice(1, 0.25)
-    # Of 0.7 and 0.3 the first alone holds 0.6. Its odds, 7/3, fall to 6/4 by two equal moves; then the other is kept too.
+    # Of 0.7 and 0.3 the first alone holds 0.6. Its odds, 7/3, fall to 6/4 by two equal moves; then the other is kept.
     scores = np.array([log(0.7), log(0.3)])
     seed = next(seed for seed in range(99) if np.random.default_rng(seed).gumbel(size=2) @ [-1, 1] > 2)
     alone = again(Sampler(top_p=0.6, seed=seed), scores)

@@ -1,0 +1,89 @@
+"""What can go on with a text: a run in torch, or an exported file in onnxruntime."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from crate_dsl.generation.predictors import Cached, Predictor, Whole
+from crate_dsl.generation.text_network import text_network
+from crate_dsl.language.diagnostics import UserError
+from crate_dsl.training.vocabulary import Vocabulary, from_json
+
+Provider = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network that goes on with texts, by the name that a user gave it.
+
+    `proved_error` is how far an exported file's scores were from torch's in its proof; a run has none.
+    """
+
+    name: str
+    runtime: Literal["torch", "onnxruntime"]
+    predictor: Predictor
+    vocabulary: Vocabulary
+    proved_error: float | None = None
+
+    @property
+    def cached(self) -> bool:
+        return isinstance(self.predictor, Cached)
+
+
+def open_source(path: str, *, cache: bool = True, provider: Provider = "auto") -> Source:
+    """A run's folder, or a file that `export` wrote, with the vocabulary that it carries.
+
+    Args:
+        path: The folder or the file.
+        cache: Whether each token is computed once. Of a file: if it was exported so, else each is computed anew.
+        provider: `cuda` computes on the GPU or fails, `cpu` on the CPU; `auto` takes the GPU where there is one.
+
+    Raises:
+        UserError: it is not there, damaged, without weights or vocabulary, or no network that goes on with texts.
+        SpecError: this version reads the file's spec otherwise than the one that exported.
+    """
+    return _file(path, cache, provider) if path.endswith(".onnx") else _run(path, cache, provider)
+
+
+def _file(path: str, cache: bool, provider: Provider) -> Source:
+    from crate_dsl.compiler.runtime import open_session
+    from crate_dsl.generation import in_onnxruntime
+    from crate_dsl.workspace import load_exported
+
+    session = open_session(path, provider)
+    network = text_network(load_exported(session.metadata))
+    text = session.metadata.extra.get("vocabulary")
+    if text is None:
+        raise UserError(
+            f"`{path}` does not say what its tokens stand for",
+            "files of runs on text do: crate-dsl train … --data text:PATH, then crate-dsl export",
+        )
+    held = in_onnxruntime.cache_of(session)
+    predictor: Predictor
+    if held is None:
+        predictor = Whole(in_onnxruntime.Whole(session, network), network.context)
+    else:
+        stepping = in_onnxruntime.stepping(session, held)
+        predictor = (Cached if cache else Whole)(stepping, network.context)
+    error = in_onnxruntime.proved_error(session.metadata.proof, network.scores)
+    return Source(path, "onnxruntime", predictor, from_json(text, f"the vocabulary of `{path}`"), error)
+
+
+def _run(folder: str, cache: bool, provider: Provider) -> Source:
+    from crate_dsl.training.run import open_run
+
+    if Path(folder).is_file():
+        raise UserError(f"`{folder}` is neither a run's folder nor an .onnx file")
+    run = open_run(folder)
+    network = text_network(run.graph())
+    vocabulary = run.vocabulary()
+    if vocabulary is None:
+        raise UserError(f"{folder} was trained on images: it knows no text")
+    from crate_dsl.generation import in_torch
+    from crate_dsl.training.train import chosen_device
+
+    device = chosen_device(provider)
+    predictor: Predictor = Whole(in_torch.Whole(run.net(), network, device), network.context)
+    return Source(folder, "torch", predictor, vocabulary)
