@@ -183,6 +183,11 @@ class _Pictures:
     @staticmethod
     def of(session: Session) -> _Pictures:
         """Raises `UserError` where the network takes no pictures."""
+        if "vocabulary" in session.metadata.extra:
+            raise UserError(
+                f"`{session.name}` reads text, and no pictures",
+                f"crate-dsl generate {session.name} --prompt …",
+            )
         text = session.metadata.extra.get("scaling")
         entry = read_scaling(text, session.name) if text is not None else None
         names = (

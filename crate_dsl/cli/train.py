@@ -148,9 +148,10 @@ def train(
             vocabulary=vocabulary,
             start=start,
         )
-    print(_told(run.test() or {}))
-    if run.manifest.vocabulary is not None and "bits_per_character" in (run.test() or {}):
-        print(f"next: crate-dsl generate {out} --tokens 200")
+    test = run.test() or {}
+    print(_told(test))
+    if "bits_per_character" in test:
+        print(f"next: crate-dsl generate {out}")
     else:
         print(f"next: crate-dsl export {out} --out {out.name}.onnx")
 
@@ -158,13 +159,12 @@ def train(
 def _told(test: Mapping[str, Any]) -> str:
     """What `test.json` says, in a line."""
     noun = "windows" if "windows" in test else "images"
-    on = f"{test[noun]:,} test {noun}"
+    on, weights = f"{test[noun]:,} test {noun}", f"(weights of epoch {test['epoch']})"
     if "accuracy" in test:
-        text = f"{test['accuracy']:.2%} of {on} right"
-    else:
-        text = f"loss {test['loss']:.4f} on {on}"
+        return f"{test['accuracy']:.2%} of {on} right {weights}"
+    parts = [f"loss {test['loss']:.4f} on {on}"] if "loss" in test else [on]
     if "perplexity" in test:
-        text += f": perplexity {test['perplexity']:,.2f}"
+        parts.append(f"perplexity {test['perplexity']:,.2f}")
     if "bits_per_character" in test:
-        text += f", {test['bits_per_character']:.3f} bits per character"
-    return f"{text} (weights of epoch {test['epoch']})"
+        parts.append(f"{test['bits_per_character']:.3f} bits per character")
+    return f"{', '.join(parts)} {weights}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,11 +49,10 @@ def check_reads(graph: ModelGraph, text: str, vocabulary: Vocabulary) -> Reading
             no text tells, a mask token that is a token of the text.
     """
     taken = [entry for entry in graph.inputs.values() if entry.source is None]
-    texts = [entry for entry in taken if entry.type.kind == "index" and entry.type.rank == 1]
+    texts = _texts(taken)
     if len(texts) != 1:
-        found = ", ".join(f"{entry.name} : {entry.type}" for entry in taken) or "none"
         raise UserError(
-            f"`{graph.model}` must have one input of tokens to be trained on text; its inputs are: {found}",
+            f"`{graph.model}` must have one input of tokens, to be trained on text; its inputs are: {_listed(taken)}",
             "input ids : index(vocab)[n <= context]",
         )
     (ids,) = texts
@@ -82,6 +82,15 @@ def check_reads(graph: ModelGraph, text: str, vocabulary: Vocabulary) -> Reading
         predicts=None if not plain else "next" if isinstance(operator, NextToken) else "hidden",
         scores=scores[0] if scores else None,
     )
+
+
+def _texts(entries: Sequence[Entry]) -> list[Entry]:
+    """Those that are a token for each place of a text."""
+    return [entry for entry in entries if entry.type.kind == "index" and entry.type.rank == 1]
+
+
+def _listed(entries: Sequence[Entry]) -> str:
+    return ", ".join(f"{entry.name} : {entry.type}" for entry in entries) or "none"
 
 
 def _check_vocabulary(graph: ModelGraph, ids: Entry, text: str, vocabulary: Vocabulary) -> None:
@@ -120,10 +129,13 @@ def check_fits(graph: ModelGraph, data: Data) -> Feed:
         if entry.type.kind == "index" and entry.type.rank == 0
     ]
     if len(images) != 1:
-        found = ", ".join(f"{entry.name} : {entry.type}" for entry in taken) or "none"
+        reads_text = len(_texts(taken)) == 1
         raise UserError(
-            f"`{graph.model}` must have one input that is an image to be trained on images; its inputs are: {found}",
-            "input image : float[channels, height, width]",
+            f"`{graph.model}` must have one input that is an image, to be trained on images; "
+            f"its inputs are: {_listed(taken)}",
+            "it reads text: --data text:PATH"
+            if reads_text
+            else "input image : float[channels, height, width]",
         )
     others = [
         entry for entry in (*taken, *graph.targets.values()) if entry not in images and entry not in labels

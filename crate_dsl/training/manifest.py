@@ -22,8 +22,8 @@ from crate_dsl.language.diagnostics import UserError
 from crate_dsl.training.data import Scaling
 from crate_dsl.training.files import write_text
 from crate_dsl.training.overrides import recipe_of
-from crate_dsl.training.supply import Images, PartName, Supply, Texts
-from crate_dsl.training.text import PARTS
+from crate_dsl.training.supply import Images, Supply, Texts
+from crate_dsl.training.text import PARTS, PartName
 
 #: More than any run.json needs; a larger file is something else.
 MAXIMUM_MANIFEST_BYTES = 2**24

@@ -18,7 +18,7 @@ Every file is there whole or not at all, and none needs unpickling.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ from crate_dsl.training.sources import open_data
 from crate_dsl.training.supply import (
     TOKENS,
     VOCABULARY,
+    Known,
     Supply,
     Texts,
     is_text,
@@ -46,7 +47,7 @@ from crate_dsl.training.supply import (
     open_texts,
     read_vocabulary,
 )
-from crate_dsl.training.text import PARTS, open_tokens
+from crate_dsl.training.text import PARTS, open_corpus, open_tokens
 from crate_dsl.training.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -117,19 +118,38 @@ class Run:
             if not (isinstance(data, str) and is_text(data)):
                 raise UserError(f"`{graph.model}` was trained on text: text:PATH")
             return open_texts(graph, data, vocabulary)
+        return self._texts(graph, vocabulary)
+
+    def _texts(self, graph: ModelGraph, vocabulary: Vocabulary) -> Texts:
+        """The texts in the folder."""
         manifest = self.manifest
         assert manifest.vocabulary is not None and manifest.characters is not None
-        tokens = {part: open_tokens(self.folder / TOKENS / f"{part}.npy", vocabulary) for part in PARTS}
         return Texts(
             manifest.data,
             manifest.fingerprint,
             vocabulary,
             manifest.vocabulary,
             check_reads(graph, manifest.data, vocabulary),
-            tokens,
+            {part: open_tokens(self.folder / TOKENS / f"{part}.npy", vocabulary) for part in PARTS},
             {part: manifest.characters[part] for part in PARTS},
             manifest.limit,
         )
+
+    def asked_again(self, data: str, vocabulary: str | None) -> Texts:
+        """The texts in the folder, called as they are now asked for, to be compared with what was asked for then."""
+        known = self.vocabulary()
+        assert known is not None
+        texts = self._texts(self.graph(), known)
+        return replace(
+            texts, text=data, asked=vocabulary or texts.asked, fingerprint=open_corpus(data).fingerprint()
+        )
+
+    def known(self) -> Known | None:
+        """The vocabulary, for a run that begins with this one's weights; None where it was trained on images."""
+        vocabulary = self.vocabulary()
+        if vocabulary is None or self.manifest.vocabulary is None:
+            return None
+        return Known(str(self.folder), self.manifest.vocabulary, vocabulary)
 
     def test(self) -> dict[str, Any] | None:
         """What `test.json` says; None before the run is over.

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -18,15 +18,22 @@ from crate_dsl.training.data import Data, Scaling
 from crate_dsl.training.feed import Feed, Reading, check_fits, check_reads
 from crate_dsl.training.files import write_text
 from crate_dsl.training.sources import open_data
-from crate_dsl.training.text import PARTS, Corpus, Tokens, Windows, open_corpus, open_tokens, tokenize
+from crate_dsl.training.text import (
+    PARTS,
+    Corpus,
+    PartName,
+    Tokens,
+    Windows,
+    open_corpus,
+    open_tokens,
+    tokenize,
+)
 from crate_dsl.training.vocabulary import MAXIMUM_JSON, Vocabulary, check_wanted, from_json, made_for
 
 #: A run's files of text.
 VOCABULARY, TOKENS = "vocabulary.json", "tokens"
 #: The vocabulary of texts where none is asked for.
 CHARACTERS = "characters"
-
-PartName = Literal["train", "validation", "test"]
 
 
 class Supply(Protocol):
@@ -96,8 +103,8 @@ class Texts:
     vocabulary: Vocabulary
     asked: str
     reading: Reading
-    tokens: Mapping[str, Tokens]
-    characters: Mapping[str, int]
+    tokens: Mapping[PartName, Tokens]
+    characters: Mapping[PartName, int]
     limit: int | None = None
     keeper: Any = field(default=None, repr=False)
 
@@ -140,26 +147,44 @@ def is_text(data: str) -> bool:
 
 
 def asked_supply(
-    graph: ModelGraph, data: str, vocabulary: str | None, limit: int | None, out: Path, held: Texts | None
+    graph: ModelGraph,
+    data: str,
+    out: Path,
+    *,
+    vocabulary: str | None = None,
+    limit: int | None = None,
+    known: Known | None = None,
 ) -> Supply:
     """What a network is to be trained on, as a user asks for it. Texts are written into the run's folder `out`.
 
-    `held` are the texts that a run that is gone on with has already: these are taken, and called as they are now asked
-    for, so that they can be compared with what was asked for then.
+    `known` is the vocabulary of the run whose weights training begins with: tokens must mean what they mean to these.
 
     Raises:
-        UserError: as `open_images` and `open_texts`; a vocabulary is asked for where there is no text.
+        UserError: as `open_images` and `open_texts`; a vocabulary is asked for where there is no text, or another one
+            than the known one.
     """
     if not is_text(data):
         if vocabulary is not None:
             raise UserError(f"a vocabulary is one of text, but {data} has images", "--data text:PATH")
         images = open_data(data)
         return open_images(graph, images if limit is None else images.limited(limit))
-    asked = vocabulary or CHARACTERS
-    check_wanted(asked)
-    if held is None:
-        return open_texts(graph, data, asked, out, limit)
-    return replace(held, text=data, asked=asked, fingerprint=open_corpus(data).fingerprint(), limit=limit)
+    if known is None:
+        return open_texts(graph, data, vocabulary or CHARACTERS, out, limit)
+    if vocabulary not in (None, known.asked):
+        raise UserError(
+            f"the weights to begin with know the vocabulary of {known.name}, {known.asked}, and no {vocabulary}",
+            "without --vocabulary, it is theirs",
+        )
+    return replace(open_texts(graph, data, known.vocabulary, out, limit), asked=known.asked)
+
+
+@dataclass(frozen=True)
+class Known:
+    """A vocabulary of a run called `name`, where it was `asked` for as that."""
+
+    name: str
+    asked: str
+    vocabulary: Vocabulary
 
 
 def open_images(graph: ModelGraph, data: Data | str, scaling: Scaling | None = None) -> Images:
@@ -191,9 +216,11 @@ def open_texts(
     Raises:
         UserError: a file is no text; what the network reads is no text, or has too few tokens; the text is too short.
     """
+    asked = "" if isinstance(vocabulary, Vocabulary) else vocabulary
+    if asked:
+        check_wanted(asked)
     corpus = open_corpus(data)
     fingerprint = corpus.fingerprint()
-    asked = "" if isinstance(vocabulary, Vocabulary) else vocabulary
     if not isinstance(vocabulary, Vocabulary):
         vocabulary = made_for(asked, lambda: _characters(corpus), lambda: corpus.portions("train"))
     reading = check_reads(graph, data, vocabulary)

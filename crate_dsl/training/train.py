@@ -35,7 +35,7 @@ from crate_dsl.training.run import (
 )
 from crate_dsl.training.sources import required_module
 from crate_dsl.training.start import Started, start_of, started_from
-from crate_dsl.training.supply import Images, Supply, Texts, asked_supply
+from crate_dsl.training.supply import Images, Supply, asked_supply, is_text
 
 if TYPE_CHECKING:
     from crate_dsl.training.loop import Training
@@ -104,10 +104,17 @@ def train(
     begins_with = start_of(graph, start)
     started = None if resume else started_from(begins_with, graph, seed)
     run = open_run(out) if resume else None
-    held = run.supply() if run is not None else None
-    supply = asked_supply(graph, data, vocabulary, limit, out, held if isinstance(held, Texts) else None)
+    if run is not None and is_text(data) != (run.manifest.vocabulary is not None):
+        raise UserError(f"{out} is another run: data was {run.manifest.data}, now it is {data}")
+    if run is not None and is_text(data):
+        supply: Supply = run.asked_again(data, vocabulary)
+    else:
+        known = started.start.run.known() if started is not None and started.start.run is not None else None
+        supply = asked_supply(graph, data, out, vocabulary=vocabulary, limit=limit, known=known)
     if in_force.patience is not None and not len(supply.held("validation", torch.device("cpu"))):
-        raise UserError(f"`patience` needs validation images, and {data} is too small to hold some back")
+        raise UserError(
+            f"`patience` needs validation {supply.noun}, and {data} is too small to hold some back"
+        )
     wanted = manifest_of(
         graph,
         supply,
