@@ -170,7 +170,7 @@ class ArgumentReader:
             written, syntax.Comparison | syntax.And | syntax.Or | syntax.Attribute
         ):
             try:
-                return RuleReader(self.evaluate, self.error).rule(written), None
+                return RuleReader(self.evaluate, self.error).rule(written)
             except NoRule:
                 raise Broken from None
         return self._evaluated(word, name, accepts, written)

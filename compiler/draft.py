@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crate_dsl.compiler.graph import Call, Entry, ModelGraph, Node, Scope, Value, items_of
-from crate_dsl.compiler.operators import Operator, Port, Ref, Typing
+from crate_dsl.compiler.operators import Operator, Ref, Typing, with_ports
 from crate_dsl.compiler.types import TensorType
 
 Array = NDArray[np.floating[Any]]
@@ -139,8 +139,7 @@ class Draft:
     ) -> tuple[Value, ...]:
         """Append a step; its weights are new arrays, or those of the draft before."""
         if ports:
-            types = {name: Port(self.type_of(value)) for name, value in ports.items()}
-            operator = operator.model_copy(update=types)
+            operator = with_ports(operator, {name: self.type_of(value) for name, value in ports.items()})
         typing = operator.infer(*map(self.type_of, inputs))
         arrays = {
             name: self._before(given) if isinstance(given, Ref) else np.asarray(given, np.float32)

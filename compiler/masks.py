@@ -2,7 +2,8 @@
 
 A rule compares whole-number attributes of the token that attends, `query`, and of the token that it may attend to,
 `key`. Where all lengths are known it is a constant, worked out here, without tensors; where they are not, it may speak
-of places alone, and is worked out when the network runs.
+of places alone, and is worked out when the network runs. A boolean tensor among the comparisons, as in `mask = causal
+and kept`, speaks of the key, sample by sample: it is joined to the rest when the network runs.
 """
 
 from __future__ import annotations
@@ -45,21 +46,37 @@ class Comparison:
     constant: int = 0
 
 
+#: The word `causal` within a rule: `key.place <= query.place`.
+CAUSAL = Comparison((Term("place"),), "<=", (Term("place"),))
+
+#: Of each alternative all comparisons hold; one without any holds for all pairs.
+Alternatives = tuple[tuple[Comparison, ...], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Which keys a query attends to: those for which all comparisons of one of the alternatives hold.
+    """Which keys a query attends to: those for which one of the alternatives holds, or, where a boolean is true of the
+    key, one of those that need it.
 
-    `text` is the rule as it is written.
+    `text` is the rule as it is written; `kept` is the type of the boolean, None where the rule reads none.
     """
 
-    alternatives: tuple[tuple[Comparison, ...], ...]
+    alternatives: Alternatives
     text: str
+    where_kept: Alternatives = ()
+    kept: TensorType | None = None
 
     @property
     def attributes(self) -> tuple[str, ...]:
         """The attributes that it reads, each once."""
-        terms = [t for all_of in self.alternatives for one in all_of for t in (*one.keys, *one.queries)]
+        every = (*self.alternatives, *self.where_kept)
+        terms = [t for all_of in every for one in all_of for t in (*one.keys, *one.queries)]
         return tuple(dict.fromkeys(term.attribute for term in terms))
+
+    @property
+    def causal_and_kept(self) -> bool:
+        """Whether it is `causal and kept`: of the tokens so far, those that count."""
+        return not self.alternatives and self.where_kept == ((CAUSAL,),)
 
     def __str__(self) -> str:
         return self.text
@@ -147,17 +164,17 @@ def _of_segment(attribute: str, number: int, segment: Segment) -> list[int]:
     return [row if attribute == "row" else column for row, column in each]
 
 
-def allowed(rule: Rule, columns: Columns, queries: int, keys: int) -> Allowed:
-    """A rule worked out for so many queries and keys.
+def allowed(alternatives: Alternatives, columns: Columns, queries: int, keys: int) -> Allowed:
+    """Alternatives worked out for so many queries and keys.
 
     >>> from crate_dsl.compiler.types import floats
-    >>> causal = Rule(((Comparison((Term("place"),), "<=", (Term("place"),)),),), "key.place <= query.place")
+    >>> causal = Rule(((CAUSAL,),), "causal")
     >>> columns = Columns.of(causal, floats(3, 8), floats(3, 8))
-    >>> [f"{row:03b}" for row in allowed(causal, columns, 3, 3).rows]
+    >>> [f"{row:03b}" for row in allowed(causal.alternatives, columns, 3, 3).rows]
     ['001', '011', '111']
     """
     rows = [0] * queries
-    for all_of in rule.alternatives:
+    for all_of in alternatives:
         mine = [(1 << keys) - 1] * queries
         for one in all_of:
             meeting = _Keys(one.sign, _sums(one.keys, dict(columns.keys), keys))

@@ -13,12 +13,13 @@ declaration.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import sqrt
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
+from crate_dsl.compiler.masks import Rule
 from crate_dsl.compiler.types import TensorType
 
 if TYPE_CHECKING:
@@ -307,6 +308,32 @@ class Certificate:
     reason: str
 
 
+# ------------------------------------------------------------------ one token after another
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """The form of a step for the next tokens alone, given what it holds of those before.
+
+    `operator` takes the next tokens, float[m, dim], how many were before, `past`, index() for each sample, and the
+    `state`; it gives what the step gives for these tokens, and then the state after them. A state with the length
+    `past` (`types.held`) grows by a row for each token, and has none at first; any other is zero at first.
+    """
+
+    operator: Operator
+    state: tuple[TensorType, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NotStepped:
+    """Why a step has no such form, as a sentence about it goes on: `it averages over all tokens`. `help` says what
+    would have to be written.
+    """
+
+    reason: str
+    help: str = ""
+
+
 #: Who writes an operator, and so which faces it has. `language`: users, as a step of a pipeline. `expression`: users,
 #: as arithmetic; it has no `module.py`, since generated code holds it as plain Python. `objective`: users, as a loss.
 #: `training`: users, a random step while training. `lowered`: the compiler alone. Losses and random steps are never
@@ -367,6 +394,14 @@ class Operator(BaseModel):
     def certificate(self, *inputs: TensorType) -> Certificate | NoInverse:
         """That `mode = certified` holds where the step is applied to `inputs`; or why it does not."""
         return NoInverse("nothing certifies that it can be undone for every input")
+
+    def stepped(self, *inputs: TensorType) -> Stepped | NotStepped:
+        """The same step for the next tokens alone, where it was applied to `inputs`; or why there is none.
+
+        Folding it over tokens in portions of any sizes equals the step on all of them. Steps that act token by token
+        (`tokenwise`) are their own form, and are not asked.
+        """
+        return NotStepped("nothing says what it does to the next tokens alone")
 
     def terms(self, steps: Sequence[Node]) -> list[tuple[Operator, dict[str, Node]]]:
         """Of a loss that is given the name of a stage (`Inside`): a loss for each place where it looks, with the steps
@@ -429,12 +464,24 @@ def check_scalar(operator: Operator, argument: str, width: int) -> None:
 
 
 def ports(operator: Operator) -> dict[str, Port]:
-    """The arguments of this use that are tensors, in the order of the fields."""
-    return {
-        name: value
-        for name in type(operator).model_fields
-        if isinstance(value := getattr(operator, name), Port)
-    }
+    """The arguments of this use that are tensors, or rules that read one, in the order of the fields."""
+    found = {}
+    for name in type(operator).model_fields:
+        value = getattr(operator, name)
+        if isinstance(value, Port):
+            found[name] = value
+        elif isinstance(value, Rule) and value.kept is not None:
+            found[name] = Port(value.kept)
+    return found
+
+
+def with_ports(operator: Operator, types: Mapping[str, TensorType]) -> Operator:
+    """The same operator, handed tensors of these types."""
+    given: dict[str, Port | Rule] = {}
+    for name, type_ in types.items():
+        value = getattr(operator, name)
+        given[name] = replace(value, kept=type_) if isinstance(value, Rule) else Port(type_)
+    return operator.model_copy(update=given)
 
 
 def handed_over(operator: Operator) -> NoInverse | None:

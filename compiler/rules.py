@@ -1,4 +1,4 @@
-"""From a comparison as a spec has it to a rule of a mask."""
+"""From comparisons and booleans as a spec has them to a rule of a mask."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import NoReturn
 
 from crate_dsl.compiler import not_yet
 from crate_dsl.compiler.exact import show_number
-from crate_dsl.compiler.masks import ATTRIBUTES, Comparison, Rule, Sign, Term
-from crate_dsl.compiler.meanings import Constant, Meaning, Poison, one_line
+from crate_dsl.compiler.graph import Value
+from crate_dsl.compiler.masks import ATTRIBUTES, CAUSAL, Comparison, Rule, Sign, Term
+from crate_dsl.compiler.meanings import Constant, Meaning, Poison, Tensor, one_line
 from crate_dsl.language import syntax
 from crate_dsl.language.diagnostics import did_you_mean
 
@@ -23,20 +24,31 @@ class NoRule(Exception):
     """A mistake in a rule, which has been reported."""
 
 
+#: What an alternative consists of: comparisons, and the boolean of the key (None), if it needs it.
+_AllOf = tuple[Comparison | None, ...]
+
+
 class RuleReader:
-    """Reads the rule of a mask. `evaluate` gives a number's meaning; `error` reports a mistake."""
+    """Reads the rule of one mask. `evaluate` gives the meaning of a number or a tensor; `error` reports a mistake."""
 
     def __init__(
         self, evaluate: Callable[[syntax.Expression], Meaning], error: Callable[..., Poison]
     ) -> None:
         self.evaluate = evaluate
         self.error = error
+        self.kept: Tensor | None = None
 
-    def rule(self, written: syntax.Expression) -> Rule:
-        """The rule. Raises `NoRule` after reporting what is wrong with it."""
-        return Rule(self._alternatives(written), one_line(written.span.text))
+    def rule(self, written: syntax.Expression) -> tuple[Rule, Value | None]:
+        """The rule, and the boolean that it reads, if any. Raises `NoRule` after reporting what is wrong with it."""
+        found = self._alternatives(written)
+        always = tuple(tuple(one for one in all_of if one) for all_of in found if None not in all_of)
+        where_kept = tuple(tuple(one for one in all_of if one) for all_of in found if None in all_of)
+        text = one_line(written.span.text)
+        if self.kept is None:
+            return Rule(always, text), None
+        return Rule(always, text, where_kept, self.kept.type), self.kept.value
 
-    def _alternatives(self, written: syntax.Expression) -> tuple[tuple[Comparison, ...], ...]:
+    def _alternatives(self, written: syntax.Expression) -> tuple[_AllOf, ...]:
         match written:
             case syntax.Parenthesis():
                 return self._alternatives(written.value)
@@ -51,9 +63,29 @@ class RuleReader:
                 return found
             case syntax.Comparison():
                 return ((self._comparison(written),),)
+            case syntax.Name(text="causal"):
+                return ((CAUSAL,),)
+            case syntax.Name():
+                self._boolean(written)
+                return ((None,),)
+        self._refuse_operand(written)
+
+    def _boolean(self, written: syntax.Name) -> None:
+        """A tensor among the comparisons: it says of each key whether it counts."""
+        meaning = self.evaluate(written)
+        if isinstance(meaning, Poison):
+            raise NoRule
+        if not isinstance(meaning, Tensor):
+            self._refuse_operand(written)
+        if self.kept is not None and self.kept.value != meaning.value:
+            self._refuse(written, "a rule reads one boolean of the keys, and this is another one")
+        self.kept = meaning
+
+    def _refuse_operand(self, written: syntax.Expression) -> NoReturn:
         self._refuse(
             written,
-            f"a rule is made of comparisons, and `{one_line(written.span.text)}` is none",
+            "a rule is made of comparisons, `causal`, and a boolean for each key, and "
+            f"`{one_line(written.span.text)}` is none of them",
             "key.place <= query.place and query.place - key.place < 8",
         )
 

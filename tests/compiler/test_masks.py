@@ -5,6 +5,8 @@ from __future__ import annotations
 from itertools import product
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 import crate_dsl
 from crate_dsl.compiler.masks import Allowed, Columns, Comparison, NoAttribute, Rule, Term, allowed, column
+from crate_dsl.compiler.steps.attend.module import _known_pairs
 from crate_dsl.compiler.types import Dim, Grid, Layout, Segment, Symbol, TensorType, floats
 from crate_dsl.language.diagnostics import SpecError
 from tests.compiler.specs import elaborated
@@ -44,7 +47,7 @@ rules = st.lists(st.lists(comparisons, min_size=1, max_size=2).map(tuple), min_s
 @given(rules)
 def test_a_rule_is_worked_out_pair_by_pair(alternatives: list[tuple[Comparison, ...]]) -> None:
     rule = Rule(tuple(alternatives), "")
-    found = allowed(rule, Columns.of(rule, tokens(), tokens()), 7, 7)
+    found = allowed(rule.alternatives, Columns.of(rule, tokens(), tokens()), 7, 7)
     columns = {name: column(name, tokens()) for name in ("place", "segment")}
 
     def holds(one: Comparison, query: int, key: int) -> bool:
@@ -105,7 +108,11 @@ SINGLE = 1e-5
 
 
 def spec(step: str, rule: str, length: str = "8") -> str:
-    return f"model m(w = 3) {{ input z : float[{length}, 6]\n stage s = {step.format(rule)}\n y = z -> s\n output y }}"
+    count = length.split(" ")[0]
+    return (
+        f"model m(w = 3) {{ input z : float[{length}, 6]\n input kept : bool[{count}]\n input other : bool[{count}]\n"
+        f"y = z -> {step.format(rule)}\n output y }}"
+    )
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -152,8 +159,14 @@ def test_a_causal_rule_is_the_causal_mask() -> None:
         ("key.place", "E0416"),
         ("key.place <= 1.5", "E0416"),
         ("1 <= 2", "E0416"),
-        ("key.place <= z", "E0205"),
+        ("key.place <= z", "E0416"),
         ("key.place <= nothing", "E0201"),
+        ("causal and none", "E0201"),
+        ("causal and w", "E0416"),
+        ("causal and 2", "E0416"),
+        ("causal and z", "E0406"),
+        ("causal and kept and other", "E0416"),
+        ("kept and key.place < query.place", "E0418"),
     ],
 )
 def test_a_rule_that_means_nothing_is_refused(rule: str, code: str) -> None:
@@ -161,3 +174,87 @@ def test_a_rule_that_means_nothing_is_refused(rule: str, code: str) -> None:
         with pytest.raises(SpecError) as caught:
             elaborated(spec(step, rule))
         assert [found.code for found in caught.value.diagnostics] == [code]
+
+
+# ------------------------------------------------------------------ with a boolean of the keys
+
+#: Rules that read `kept`, and the pairs (query, key, whether the key counts) that they allow.
+RULES_OF_KEPT = {
+    "causal and kept": lambda q, k, kept: kept and k <= q,
+    "kept and (query.place - key.place < w and causal)": lambda q, k, kept: kept and 0 <= q - k < 3,
+    "causal and kept or key.place == query.place": lambda q, k, kept: (kept and k <= q) or k == q,
+    "kept or causal": lambda q, k, kept: kept or k <= q,
+    "kept or key.place == query.place and kept": lambda q, k, kept: kept,
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("length", ["8", "n <= 8"])
+@pytest.mark.parametrize("rule", RULES_OF_KEPT)
+def test_a_rule_with_a_boolean_is_worked_out_for_each_sample(step: str, length: str, rule: str) -> None:
+    """Also for a sample whose first tokens do not count: where a rule leaves no key, attention is zero."""
+    net = crate_dsl.build(elaborated(spec(step, rule, length)))
+    (name,) = [node.name for node in net.graph.nodes if "attention" in node.operator.taps]
+    z_bnd = torch.randn(3, 8, 6, generator=torch.Generator().manual_seed(0))
+    kept_bn = torch.arange(8) < torch.tensor([[8], [5], [3]])
+    kept_bn[2] = kept_bn[2].flip(0)
+    seen = crate_dsl.trace(net, f"{name}.*", z=z_bnd, kept=kept_bn)
+    for sample, query, key in product(range(3), range(8), range(8)):
+        wanted = RULES_OF_KEPT[rule](query, key, bool(kept_bn[sample, key]))
+        assert bool((seen[f"{name}.attention"][sample, :, query, key] > 0).all()) == wanted
+    out = crate_dsl.trace(net, name, z=z_bnd, kept=kept_bn)[name]
+    assert torch.allclose(net(z_bnd, kept_bn), out, atol=SINGLE)
+
+
+RAGGED = """
+model reader(context = 9, dim = 12) {
+    input ids  : index(17)[n <= context]
+    input kept : bool[n]
+
+    stage encoder = {
+        input tokens
+        input kept : bool[m <= context]
+        output tokens -> repeat(2) {
+            compress(3, rank = 4, mask = causal and kept)
+            compress(2, rank = 4, gradient = statistics, mask = kept and causal, length = context)
+            residual { norm -> attend(2, mask = kept and causal and query.place - key.place < 3) }
+            sparsify
+        }
+    }
+
+    y = ids -> embed(dim) -> position(learned, length = context) -> encoder(kept = kept)
+
+    output y
+}
+"""
+
+
+@pytest.mark.parametrize("lower", ["none", "all"])
+def test_texts_of_several_lengths_are_read_together_as_alone(lower: str, tmp_path: Path) -> None:
+    net = crate_dsl.build(elaborated(RAGGED), seed=0)
+    lengths = (9, 5, 1)
+    ids_bn = torch.randint(0, 17, (3, 9), generator=torch.Generator().manual_seed(0))
+    kept_bn = torch.arange(9) < torch.tensor(lengths)[:, None]
+    with torch.no_grad():
+        together = net(ids_bn, kept_bn)
+        for sample, length in enumerate(lengths):
+            alone = net(ids_bn[sample : sample + 1, :length], kept_bn[sample : sample + 1, :length])
+            assert torch.allclose(together[sample, :length], alone[0], atol=SINGLE)
+    assert crate_dsl.export(net.graph, net, tmp_path / "m.onnx", lower=lower).passed
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    (exported,) = session.run(None, {"ids": ids_bn.numpy(), "kept": kept_bn.numpy()})
+    assert np.abs(exported - together.numpy()).max() < SINGLE * np.abs(exported).max()
+
+
+def test_a_rule_is_worked_out_once_for_all_layers() -> None:
+    steps = "repeat(3) { compress(2, rank = 3, mask = key.place + 5 >= query.place) }"
+    net = crate_dsl.build(
+        elaborated(f"model m {{ input z : float[n <= 8, 6]\n y = z -> {steps}\n output y }}")
+    )
+    before = _known_pairs.cache_info()
+    with torch.inference_mode():
+        net(torch.randn(2, 7, 6))
+    for _ in range(2):
+        net(torch.randn(2, 7, 6)).sum().backward()  # of what was worked out without gradients
+    after = _known_pairs.cache_info()
+    assert (after.misses - before.misses, after.hits - before.hits) == (1, 8)

@@ -6,7 +6,7 @@ That both faces are the formula is held by `test_compress`.
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import crate_dsl
 from crate_dsl.compiler.graph import ModelGraph
+from crate_dsl.compiler.masks import CAUSAL as CAUSAL_RULE
+from crate_dsl.compiler.masks import Rule
 from crate_dsl.compiler.operators import (
     CertifiedInverse,
     FixedPoint,
@@ -145,6 +147,31 @@ def test_nothing_that_counts_is_no_number_lost() -> None:
     assert torch.equal(item.module(z, mask=none), z + item.module.out_bias)
     (exported,) = item.onnx(z, mask=none)
     assert np.abs(exported - (z + item.module.out_bias).detach().numpy()).max() < SINGLE
+
+
+KEPT_SO_FAR = Rule((), "causal and kept", ((CAUSAL_RULE,),), TensorType("bool", (Dim(N),)))
+
+
+def test_tokens_so_far_that_count_are_those_without_the_others() -> None:
+    """Sums over the tokens that count are sums over these alone, each with the bias of its own place."""
+    item = step(Compress(**(CAUSAL | {"mask": KEPT_SO_FAR})), TOKENS)
+    alone = step(Compress(**CAUSAL), TOKENS)
+    alone.module.load_state_dict(item.module.state_dict())
+    for module in (item.module, alone.module):
+        module.double()
+    z = torch.randn(2, N, D, dtype=torch.double)
+    kept = torch.arange(N) % 3 != torch.tensor([[0], [1]])
+    found, bias = item.module(z, mask=kept), item.module.energy_bias.detach()
+    for sample in range(2):
+        places = kept[sample].nonzero()[:, 0]
+        with torch.no_grad():
+            alone.module.energy_bias[:, : len(places)] = bias[:, places]
+        wanted = alone.module(z[sample : sample + 1, places])[0]
+        assert (found[sample, places] - wanted).abs().max() < EXACT
+    assert (found - z - item.module.out_bias)[~kept].abs().max() < EXACT
+    item.module.float()
+    (exported,) = item.onnx(z.float(), mask=kept)
+    assert np.abs(exported - found.detach().numpy()).max() < SINGLE
 
 
 # ------------------------------------------------------------------ the next tokens, given the sums
@@ -342,6 +369,8 @@ OPEN = floats(Dim.symbolic(Symbol("n", N)), D)
         (STATISTICS | {"representatives": "tokens"}, TOKENS, "E0305", "representatives"),
         (STATISTICS | {"out": "tied", "bias": True}, TOKENS, "E0305", "bias"),
         (STATISTICS | {"mask": Port(floats(N))}, TOKENS, "E0406", "mask"),
+        (STATISTICS | {"mask": replace(KEPT_SO_FAR, kept=floats(N))}, TOKENS, "E0406", "mask"),
+        (STATISTICS | {"mask": Rule(((CAUSAL_RULE,),), "")}, TOKENS, "E0305", "mask"),
     ],
 )
 def test_mistakes(arguments: dict[str, Any], tokens: TensorType, code: str, at: str) -> None:

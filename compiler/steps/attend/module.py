@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from crate_dsl.compiler.masks import Columns, Rule, Term
+from crate_dsl.compiler.masks import Alternatives, Columns, Rule, Term
 from crate_dsl.compiler.modules import StepModule
 from crate_dsl.compiler.steps.rotary.module import rotated
 
@@ -22,8 +24,8 @@ def attention(
 ) -> Tensor:
     """softmax(scale · Q Kᵀ) V of every head, (B, h, N, p); `scale` is p⁻¹ᐟ² unless it is said.
 
-    `mask` (B, 1, 1, M) or (N, M) is false for keys that are not attended to. By torch's kernel, or written out where
-    that is slow; not with a mask, for the kernel knows what to say where it leaves no key.
+    `mask` (B, 1, 1, M), (N, M) or (B, 1, N, M) is false for keys that are not attended to. By torch's kernel, or
+    written out where that is slow; not with a mask, for the kernel knows what to say where it leaves no key: zero.
     """
     if mask is None and _kernel_is_slow(key_bhmp):
         scale = key_bhmp.shape[-1] ** -0.5 if scale is None else scale
@@ -47,7 +49,9 @@ def weights(
         logits_bhnm = logits_bhnm.masked_fill(~mask, -torch.inf)
     if causal:
         logits_bhnm = logits_bhnm.masked_fill(later(logits_bhnm), -torch.inf)
-    return logits_bhnm.softmax(-1)
+    weights_bhnm = logits_bhnm.softmax(-1)
+    # Over no keys a softmax has no value, and the kernel's is zero.
+    return weights_bhnm if mask is None else weights_bhnm.masked_fill(~mask, 0.0)
 
 
 def later(logits_bhnm: Tensor) -> Tensor:
@@ -58,11 +62,25 @@ def later(logits_bhnm: Tensor) -> Tensor:
 _SIGNS = {"==": torch.eq, "!=": torch.ne, "<": torch.lt, "<=": torch.le, ">": torch.gt, ">=": torch.ge}
 
 
-def ruled(rule: Rule, columns: Columns | None, count: int, device: torch.device) -> Tensor:
-    """Which keys each of `count` tokens attends to, (N, N): a rule, worked out as it is written.
+def ruled(rule: Rule, columns: Columns | None, tokens_bnd: Tensor, kept_bn: Tensor | None) -> Tensor:
+    """Which keys each token attends to: (N, N), or with the boolean that the rule reads (B, 1, N, N).
 
     Without `columns` it reads places alone.
     """
+
+    def pairs(alternatives: Alternatives) -> Tensor:
+        # A compiler sees no tensors that it could keep.
+        work_out = _pairs if torch.compiler.is_compiling() else _known_pairs
+        return work_out(alternatives, columns, tokens_bnd.shape[1], tokens_bnd.device)
+
+    if kept_bn is None:
+        return pairs(rule.alternatives)
+    where_kept_b1nn = pairs(rule.where_kept) & kept_bn[:, None, None, :]
+    return pairs(rule.alternatives) | where_kept_b1nn if rule.alternatives else where_kept_b1nn
+
+
+def _pairs(alternatives: Alternatives, columns: Columns | None, count: int, device: torch.device) -> Tensor:
+    """Alternatives worked out as they are written, for `count` tokens: (N, N)."""
 
     def side(terms: tuple[Term, ...], given: tuple[tuple[str, tuple[int, ...]], ...]) -> Tensor:
         values = dict(given)
@@ -77,13 +95,23 @@ def ruled(rule: Rule, columns: Columns | None, count: int, device: torch.device)
 
     queries, keys = ((), ()) if columns is None else (columns.queries, columns.keys)
     found_nn = torch.zeros(count, count, dtype=torch.bool, device=device)
-    for all_of in rule.alternatives:
+    for all_of in alternatives:
         mine_nn = torch.ones_like(found_nn)
         for one in all_of:
-            wanted_n1 = side(one.queries, queries)[:, None] + one.constant
-            mine_nn = mine_nn & _SIGNS[one.sign](side(one.keys, keys)[None, :], wanted_n1)
+            left_1n = side(one.keys, keys)[None, :]
+            right_n1 = (side(one.queries, queries) + one.constant)[:, None]
+            mine_nn = mine_nn & _SIGNS[one.sign](left_1n, right_n1)
         found_nn = found_nn | mine_nn
     return found_nn
+
+
+@lru_cache(maxsize=4)
+def _known_pairs(
+    alternatives: Alternatives, columns: Columns | None, count: int, device: torch.device
+) -> Tensor:
+    """`_pairs`, once for all layers and batches of that length. Nobody may write to it."""
+    with torch.inference_mode(False):  # so that it may take part in gradients later
+        return _pairs(alternatives, columns, count, device)
 
 
 def _kernel_is_slow(key_bhmp: Tensor) -> bool:
@@ -136,9 +164,9 @@ class Attend(StepModule):
         }
 
     def _mask(self, z_bnd: Tensor, mask_bn: Tensor | None) -> Tensor | None:
-        """What may be attended to: (B, 1, 1, N), or by a rule (N, N)."""
+        """What may be attended to: (B, 1, 1, N); by a rule (N, N), or with its boolean (B, 1, N, N)."""
         if isinstance(self.operator.mask, Rule):
-            return ruled(self.operator.mask, self.facts, z_bnd.shape[1], z_bnd.device)
+            return ruled(self.operator.mask, self.facts, z_bnd, mask_bn)
         return None if mask_bn is None else mask_bn[:, None, None, :]
 
     def _heads(self, z_bnd: Tensor) -> tuple[Tensor, Tensor, Tensor]:

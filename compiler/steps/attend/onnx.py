@@ -30,9 +30,11 @@ def attend(
     if isinstance(op.positions, Rotary):
         rank = typing.output.shape[1].bound // op.heads
         query_bnd, key_bnd = (rotated(b, z, op.heads, rank, op.positions.base) for z in (query_bnd, key_bnd))
-    arguments = [query_bnd, key_bnd, value_bnd] + ([] if mask is None else [of_keys(b, mask)])
+    arguments = [query_bnd, key_bnd, value_bnd]
     if isinstance(op.mask, Rule):
-        arguments.append(ruled(b, op.mask, typing.facts, z_bnd))
+        arguments.append(ruled(b, op.mask, typing.facts, z_bnd, mask))
+    elif mask is not None:
+        arguments.append(of_keys(b, mask))
     heads_bnd = b(
         "Attention",
         *arguments,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from crate_dsl.compiler.functions import Body
-from crate_dsl.compiler.masks import Columns, Rule, Term, allowed
+from crate_dsl.compiler.masks import Alternatives, Columns, Rule, Term, allowed
 
 
 def of_keys(b: Body, mask_bm: str, queries: str | None = None) -> str:
@@ -22,11 +22,24 @@ def of_keys(b: Body, mask_bm: str, queries: str | None = None) -> str:
 _SIGNS = {"==": "Equal", "<": "Less", "<=": "LessOrEqual", ">": "Greater", ">=": "GreaterOrEqual"}
 
 
-def ruled(b: Body, rule: Rule, columns: Columns | None, z_bnd: str) -> str:
-    """Which keys each token attends to, (N, N): a constant, or, where only places are known, worked out at run time."""
+def ruled(b: Body, rule: Rule, columns: Columns | None, z_bnd: str, kept_bn: str | None) -> str:
+    """Which keys each token attends to: (N, N), or with the boolean that the rule reads (B, 1, N, N)."""
+    if kept_bn is None:
+        return _pairs(b, rule.alternatives, columns, z_bnd)
+    kept_b1nn = of_keys(b, kept_bn)
+    where_kept = b("And", _pairs(b, rule.where_kept, columns, z_bnd), kept_b1nn)
+    if not rule.alternatives:
+        return where_kept
+    return b("Or", _pairs(b, rule.alternatives, columns, z_bnd), where_kept)
+
+
+def _pairs(b: Body, alternatives: Alternatives, columns: Columns | None, z_bnd: str) -> str:
+    """Alternatives, (N, N): a constant, or, where only places are known, worked out at run time."""
+    if () in alternatives:
+        return b.constant(np.asarray(True))
     if columns is not None:
         count = len(columns.queries[0][1])
-        rows = allowed(rule, columns, count, count)
+        rows = allowed(alternatives, columns, count, count)
         bits = np.unpackbits(np.frombuffer(rows.packed(), np.uint8), bitorder="little")
         return b.constant(bits.reshape(count, -1)[:, :count].astype(bool))
     tokens = b("Squeeze", b("Shape", z_bnd, start=1, end=2))
@@ -37,7 +50,7 @@ def ruled(b: Body, rule: Rule, columns: Columns | None, z_bnd: str) -> str:
         return b("Unsqueeze", b("Add", total, b.integers(constant)), b.integers(axis))
 
     found: str | None = None
-    for all_of in rule.alternatives:
+    for all_of in alternatives:
         mine: str | None = None
         for one in all_of:
             operands = side(one.keys, 0, 0), side(one.queries, one.constant, 1)

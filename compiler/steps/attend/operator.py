@@ -11,26 +11,29 @@ from crate_dsl.compiler.operators import (
     Mistake,
     Mode,
     NoInverse,
+    NotStepped,
     Operator,
     Port,
     Slot,
+    Stepped,
     Typing,
     Whole,
     linear_initial,
 )
-from crate_dsl.compiler.steps.attend.rule import columns_of
-from crate_dsl.compiler.steps.compress.operator import check_mask
+from crate_dsl.compiler.steps.attend.rule import check_mask, columns_of
 from crate_dsl.compiler.steps.norm.operator import width_of
 from crate_dsl.compiler.steps.rotary.operator import Rotary, check_rotary
-from crate_dsl.compiler.types import TensorType
+from crate_dsl.compiler.types import TensorType, held
 
 
 class Attend(Operator):
     """Multi-head self-attention with separate queries, keys and values. It contains neither norm nor residual.
 
     `mask` is `causal`, a boolean for each token, or a rule over attributes of `query` and `key`, as
-    `key.place <= query.place and query.place - key.place < 8`. `dropout` acts on the result, `bias` stands for the
-    biases of both linear maps. `positions = rotary` rotates queries and keys by their places.
+    `key.place <= query.place and query.place - key.place < 8`; `causal` and one boolean may stand in a rule, too:
+    `causal and kept`. A token whose keys are all left out by the boolean finds nothing: zero. `dropout` acts on the
+    result, `bias` stands for the biases of both linear maps. `positions = rotary` rotates queries and keys by their
+    places.
 
     Taps: `query`, `key` and `value` are (B, heads, N, p); `attention` is (B, heads, N, N), a row for each token that
     attends.
@@ -76,6 +79,17 @@ class Attend(Operator):
 
     def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
         return NoInverse("an average over tokens cannot be undone")
+
+    def stepped(self, *inputs: TensorType) -> Stepped | NotStepped:
+        from crate_dsl.compiler.steps.cached.operator import AttendStep, stepped_mask
+
+        (tokens,) = inputs
+        mask = stepped_mask(self.mask, tokens)
+        if isinstance(mask, NotStepped):
+            return mask
+        arguments = {name: getattr(self, name) for name in Attend.model_fields} | {"mask": mask}
+        rows = held(tokens, tokens.shape[1].bound)
+        return Stepped(AttendStep(**arguments), (rows, rows))
 
 
 def check_heads(heads: int, width: int) -> None:

@@ -12,8 +12,11 @@ def columns_of(rule: Rule, tokens: TensorType) -> Columns | None:
     rule reads places alone.
 
     Raises:
-        Mistake: E0417 where tokens lack what it reads, E0418 where one of them attends to nothing.
+        Mistake: E0406 where its boolean does not fit the tokens, E0417 where tokens lack what it reads, E0418 where
+            one of them attends to nothing, whatever its boolean says.
     """
+    if rule.kept is not None:
+        check_mask(rule.kept, tokens)
     dim = tokens.shape[0]
     if dim.static is not None:
         columns = _columns(rule, tokens)
@@ -35,8 +38,19 @@ def _columns(rule: Rule, tokens: TensorType) -> Columns:
 
 
 def _check_all_see(rule: Rule, columns: Columns, count: int) -> None:
-    blind = allowed(rule, columns, count, count).blind()
+    blind = allowed((*rule.alternatives, *rule.where_kept), columns, count, count).blind()
     if blind is not None:
         message = f"under this rule token {blind} of {count} attends to nothing: a softmax over no keys has no value"
         help = "each token sees itself with `… or key.place == query.place`"
         raise Mistake("E0418", message, help, at="mask")
+
+
+def check_mask(mask: TensorType, tokens: TensorType) -> None:
+    """A boolean mask says which tokens count: one for each. Raises `Mistake` where it does not fit."""
+    if mask.kind != "bool" or mask.shape != tokens.shape[:1]:
+        raise Mistake(
+            "E0406",
+            f"a mask of these tokens is bool[{tokens.shape[0]}], but is given {mask}",
+            at="mask",
+            label=str(mask),
+        )

@@ -122,7 +122,9 @@ class SubspaceModule(StepModule):
             temperature_k = precise(self.temperature)
             if op.running:
                 bias_kn = precise(self.energy_bias)[:, : w_bnm.shape[1]]
-                heads_bknp, membership_bkn, _ = so_far(precise(w_bknp), temperature_k, bias_kn)
+                heads_bknp, membership_bkn, _ = so_far(
+                    precise(w_bknp), temperature_k, bias_kn, kept_bn=given.get("mask")
+                )
             else:
                 heads_bknp, membership_bkn = of_all(precise(w_bknp), temperature_k, given.get("mask"))
         return heads_bknp.to(w_bnm.dtype), {"membership": membership_bkn}
@@ -216,9 +218,9 @@ class SubspaceModule(StepModule):
         return normalise(self.operator.norm, z_bnd, weight, bias)
 
     def _mask(self, z_bnd: Tensor, given: Mapping[str, Tensor]) -> Tensor | None:
-        """What is attended to: (B, 1, 1, N), or by a rule (N, N)."""
+        """What is attended to: (B, 1, 1, N); by a rule (N, N), or with its boolean (B, 1, N, N)."""
         if isinstance(self.operator.mask, Rule):
-            return ruled(self.operator.mask, self.facts, z_bnd.shape[1], z_bnd.device)
+            return ruled(self.operator.mask, self.facts, z_bnd, given.get("mask"))
         return given["mask"][:, None, None, :] if "mask" in given else None
 
     def _scaled(self, w_bknp: Tensor, scale: Tensor | float) -> Tensor:

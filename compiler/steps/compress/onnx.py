@@ -169,10 +169,10 @@ def attended(b: Body, op: SubspaceStep, typing: Typing, w_bnm: str, given: Mappi
         compared_bnm = rotated(b, w_bnm, op.subspaces, op.rank, op.positions.base)
     query_bnm = compared_bnm if scale is None else b("Mul", compared_bnm, b.scalar(op, "scale", scale))
     arguments = [query_bnm, compared_bnm, w_bnm]
-    if "mask" in given:
-        arguments.append(of_keys(b, given["mask"]))
     if isinstance(op.mask, Rule):
-        arguments.append(ruled(b, op.mask, typing.facts, w_bnm))
+        arguments.append(ruled(b, op.mask, typing.facts, w_bnm, given.get("mask")))
+    elif "mask" in given:
+        arguments.append(of_keys(b, given["mask"]))
     return b(
         "Attention",
         *arguments,
@@ -197,7 +197,7 @@ def summarised(b: Body, op: SubspaceStep, typing: Typing, w_bnm: str, given: Map
         return of_all(b, w_bknp, given["temperature"], given.get("mask"))
     count = b("Shape", w_bnm, start=1, end=2)
     bias_kn = b("Slice", given["energy_bias"], b.integers(0), count, b.integers(1))
-    return so_far(b, w_bknp, op.rank, given["temperature"], bias_kn)[0]
+    return so_far(b, w_bknp, op.rank, given["temperature"], bias_kn, kept_bn=given.get("mask"))[0]
 
 
 def led_back(

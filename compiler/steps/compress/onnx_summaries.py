@@ -13,15 +13,11 @@ from crate_dsl.compiler.steps.position.operator import Patches
 
 def of_all(b: Body, w_bknp: str, temperature_k: str, kept_bn: str | None) -> str:
     """The vision form of token statistics: -(Π W) / (1 + m)."""
-    zero = b.number(0.0)
-    if kept_bn is not None:
-        w_bknp = b("Where", b("Unsqueeze", kept_bn, b.integers(1, 3)), w_bknp, zero)
+    w_bknp = _where(b, kept_bn, w_bknp, 1, 3)
     squares_bknp = b("Mul", w_bknp, w_bknp)
     all_bk1p = b("Max", b("ReduceSum", squares_bknp, b.integers(2), keepdims=1), b.number(ALL_SQUARES))
     energies_bkn = b("ReduceSum", b("Div", squares_bknp, all_bk1p), b.integers(3), keepdims=0)
-    membership_bkn = _membership(b, energies_bkn, temperature_k)
-    if kept_bn is not None:
-        membership_bkn = b("Where", b("Unsqueeze", kept_bn, b.integers(1)), membership_bkn, zero)
+    membership_bkn = _where(b, kept_bn, _membership(b, energies_bkn, temperature_k), 1)
     total_bk1 = b("ReduceSum", membership_bkn, b.integers(2), keepdims=1)
     shares_bkn = b("Div", membership_bkn, b("Add", total_bk1, b.number(MEMBERSHIPS)))
     moments_bk1p = b("MatMul", b("Unsqueeze", shares_bkn, b.integers(2)), squares_bknp)
@@ -29,9 +25,17 @@ def of_all(b: Body, w_bknp: str, temperature_k: str, kept_bn: str | None) -> str
 
 
 def so_far(
-    b: Body, w_bknp: str, rank: int, temperature_k: str, bias: str, before: tuple[str, str, str] | None = None
+    b: Body,
+    w_bknp: str,
+    rank: int,
+    temperature_k: str,
+    bias: str,
+    before: tuple[str, str, str] | None = None,
+    *,
+    kept_bn: str | None = None,
 ) -> tuple[str, ...]:
     """The language form: -(Π W) / (1 + m); and, where they are given before, Σ w², Σ π w² and Σ π after the last."""
+    w_bknp = _where(b, kept_bn, w_bknp, 1, 3)
     squares_bknp = b("Mul", w_bknp, w_bknp)
     squares, weighted, memberships = before or (None, None, None)
     all_bknp = _running(b, squares_bknp, squares)
@@ -39,7 +43,7 @@ def so_far(
     # A channel's bias is added to each of p shares.
     shares_bkn = b("ReduceSum", shares_bknp, b.integers(3), keepdims=0)
     energies_bkn = b("Add", shares_bkn, b("Mul", b.number(rank), bias))
-    membership_bkn = _membership(b, energies_bkn, temperature_k)
+    membership_bkn = _where(b, kept_bn, _membership(b, energies_bkn, temperature_k), 1)
     membership_bkn1 = b("Unsqueeze", membership_bkn, b.integers(3))
     weighted_bknp = _running(b, b("Mul", membership_bkn1, squares_bknp), weighted)
     memberships_bkn = _running(b, membership_bkn, memberships, precise=True)
@@ -72,6 +76,13 @@ def _running(b: Body, values: str, before: str | None, precise: bool = False) ->
     if precise:
         sums = b("Cast", sums, to=onnx.TensorProto.FLOAT)
     return sums if before is None else b("Add", sums, b("Unsqueeze", before, b.integers(2)))
+
+
+def _where(b: Body, kept_bn: str | None, values: str, *axes: int) -> str:
+    """Zero for tokens that do not count; `axes` are those that the boolean lacks."""
+    if kept_bn is None:
+        return values
+    return b("Where", b("Unsqueeze", kept_bn, b.integers(*axes)), values, b.number(0.0))
 
 
 def _membership(b: Body, energies_bkn: str, temperature_k: str) -> str:

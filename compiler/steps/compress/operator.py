@@ -23,12 +23,14 @@ from crate_dsl.compiler.operators import (
     Mistake,
     Mode,
     NoInverse,
+    NotStepped,
     Operator,
     OperatorKind,
     Port,
     Positive,
     PositiveScalar,
     Slot,
+    Stepped,
     Typing,
     Weight,
     Whole,
@@ -37,7 +39,7 @@ from crate_dsl.compiler.operators import (
     learned_slots,
     linear_initial,
 )
-from crate_dsl.compiler.steps.attend.rule import columns_of
+from crate_dsl.compiler.steps.attend.rule import check_mask, columns_of
 from crate_dsl.compiler.steps.compress.cost import operations
 from crate_dsl.compiler.steps.compress.guards import guards
 from crate_dsl.compiler.steps.compress.own import own_slots
@@ -46,7 +48,7 @@ from crate_dsl.compiler.steps.compress.together import check_arguments
 from crate_dsl.compiler.steps.norm.operator import LayerNorm, NoNorm, NormForm, norm_slots, width_of
 from crate_dsl.compiler.steps.position.operator import Patches
 from crate_dsl.compiler.steps.rotary.operator import Rotary
-from crate_dsl.compiler.types import TensorType
+from crate_dsl.compiler.types import TensorType, floats, held
 
 #: I + α W Wᵀ is rounded in proportion to its largest eigenvalue: an identity below so many spacings of that is lost.
 LOST = 8
@@ -107,7 +109,8 @@ class SubspaceStep(Operator):
     @property
     def running(self) -> bool:
         """Whether it takes the statistics of the tokens so far: ToST's language form."""
-        return self.gradient == "statistics" and self.mask == "causal"
+        causal = self.mask == "causal" or (isinstance(self.mask, Rule) and self.mask.causal_and_kept)
+        return self.gradient == "statistics" and causal
 
     @property
     def pool(self) -> Pool | None:
@@ -254,7 +257,8 @@ class Compress(SubspaceStep):
     them.
 
     `mask` is `causal`, a boolean for each token, or a rule over attributes of `query` and `key`, as
-    `key.place <= query.place and query.place - key.place < 8`.
+    `key.place <= query.place and query.place - key.place < 8`; `causal` and one boolean may stand in a rule, too:
+    `causal and kept`. A token whose keys are all left out by the boolean finds nothing: zero.
 
     `positions = rotary` rotates what is compared by its place: queries and keys are then R_i U_kᵀ x_i, with a rotation
     for each token, and know how far apart two tokens are. What is averaged is not rotated.
@@ -269,10 +273,10 @@ class Compress(SubspaceStep):
     w_ki / (1 + m_k). It has two forms, which are two things in the published code as well. Without `mask = causal` it
     is the vision form: a token's energy Σ_j w_kij² / Σ_i w_kij² is its share of all tokens' squares, and m is over all
     tokens. A boolean `mask` makes tokens that do not count zero in W and Π: they take no part in any sum, and of the
-    branch get the bias alone. With `mask = causal` it is the language form: both sums run over the tokens so far. A
-    share then depends on the place, the first token's is 1, and a learned bias for each subspace and place is added to
-    each channel's share. So there are no more places than `length`, which is for this form alone; and `bias` is that of
-    the projection, too.
+    branch get the bias alone. With `mask = causal` it is the language form: both sums run over the tokens so far, with
+    `causal and kept` over those of them that count. A share then depends on the place, the first token's is 1, and a
+    learned bias for each subspace and place is added to each channel's share. So there are no more places than
+    `length`, which is for this form alone; and `bias` is that of the projection, too.
 
     `gradient = representatives` is CBSA's layer, linear in N: M representatives R attend to all projected tokens, A =
     softmax(s R Wᵀ), take a learned step towards what they find, R + σ A W, attend to each other, and hand the result
@@ -318,6 +322,26 @@ class Compress(SubspaceStep):
                 return found
             iterations = "certified"
         return Inverse(Decompress(**self._arguments(), iterations=iterations), every_weight(self, *inputs))
+
+    def stepped(self, *inputs: TensorType) -> Stepped | NotStepped:
+        from crate_dsl.compiler.steps.cached.operator import CompressStep, stepped_mask
+
+        (tokens,) = inputs
+        if self.running:
+            table = own_slots(self, tokens, tokens.shape[1].bound)["energy_bias"]
+            arguments = self._arguments() | {"mask": "causal", "length": table.shape[1]}
+            heads = floats(self.subspaces, self.rank)
+            return Stepped(StatisticsStep(**arguments), (heads, heads, floats(self.subspaces)))
+        if self.gradient != "attention":
+            return NotStepped(
+                f"`gradient = {self.gradient}` takes all tokens together, later ones too",
+                "`gradient = attention` and `gradient = statistics` with `mask = causal` take those so far",
+            )
+        mask = stepped_mask(self.mask, tokens)
+        if isinstance(mask, NotStepped):
+            return mask
+        step = CompressStep(**(self._arguments() | {"mask": mask}))
+        return Stepped(step, (held(tokens, self.subspaces * self.rank),))
 
 
 class Decompress(SubspaceStep):
@@ -437,14 +461,3 @@ def check_orthonormal(subspaces: int, rank: int, width: int) -> None:
             f"can be orthonormal in tokens of width {width}"
         )
         raise Mistake("E0340", message, f"subspaces * rank of at most {width}", at="constraint")
-
-
-def check_mask(mask: TensorType, tokens: TensorType) -> None:
-    """A boolean mask says which tokens count: one for each. Raises `Mistake` where it does not fit."""
-    if mask.kind != "bool" or mask.shape != tokens.shape[:1]:
-        raise Mistake(
-            "E0406",
-            f"a mask of these tokens is bool[{tokens.shape[0]}], but is given {mask}",
-            at="mask",
-            label=str(mask),
-        )

@@ -24,33 +24,37 @@ def of_all(w_bknp: Tensor, temperature_k: Tensor, kept_bn: Tensor | None = None)
 
     Tokens for which `kept_bn` is false are as if they were zero and belonged nowhere.
     """
-    if kept_bn is not None:
-        w_bknp = w_bknp.masked_fill(~kept_bn[:, None, :, None], 0.0)
+    w_bknp = _where(kept_bn, w_bknp)
     squares_bknp = w_bknp.square()
     # Π = softmax over subspaces of τ_k Σ_j w_j² / ‖W_j‖², where W_j is channel j of all tokens (eq. 10).
     all_bk1p = squares_bknp.sum(2, keepdim=True).clamp_min(ALL_SQUARES)
-    membership_bkn = _membership((squares_bknp / all_bk1p).sum(-1), temperature_k)
-    if kept_bn is not None:
-        membership_bkn = membership_bkn.masked_fill(~kept_bn[:, None], 0.0)
+    membership_bkn = _where(kept_bn, _membership((squares_bknp / all_bk1p).sum(-1), temperature_k))
     shares_bkn = membership_bkn / (membership_bkn.sum(-1, keepdim=True) + MEMBERSHIPS)
     moments_bk1p = shares_bkn[:, :, None] @ squares_bknp
     return _damped(w_bknp, membership_bkn, moments_bk1p), membership_bkn
 
 
 def so_far(
-    w_bknp: Tensor, temperature_k: Tensor, bias: Tensor, before: Sums | None = None
+    w_bknp: Tensor,
+    temperature_k: Tensor,
+    bias: Tensor,
+    before: Sums | None = None,
+    *,
+    kept_bn: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Sums]:
     """The language form: -(Π W) / (1 + m), (B, K, N, p), Π, (B, K, N), and the sums after the last token.
 
     `bias`, (K, N) or (B, K, N), is that of these tokens' places; `before` are the sums over the tokens before them.
+    Tokens for which `kept_bn` is false are as if they were zero and belonged nowhere.
     """
+    w_bknp = _where(kept_bn, w_bknp)
     squares_bknp = w_bknp.square()
     all_bknp = squares_bknp.cumsum(2)
     if before is not None:
         all_bknp = all_bknp + before.squares[:, :, None]
     # A channel's bias is added to each of p shares.
     shares_bkn = (squares_bknp / all_bknp.clamp_min(SQUARES_SO_FAR)).sum(-1)
-    membership_bkn = _membership(shares_bkn + w_bknp.shape[-1] * bias, temperature_k)
+    membership_bkn = _where(kept_bn, _membership(shares_bkn + w_bknp.shape[-1] * bias, temperature_k))
     weighted_bknp = (membership_bkn[..., None] * squares_bknp).cumsum(2)
     memberships_bkn = membership_bkn.cumsum(2)
     if before is not None:
@@ -65,6 +69,14 @@ def biases_at(energy_bias_kl: Tensor, past_b: Tensor, count: int) -> Tensor:
     """The biases of `count` tokens that have so many before them: (B, K, N)."""
     places_bn = past_b[:, None] + torch.arange(count, device=past_b.device)
     return energy_bias_kl[:, places_bn].transpose(0, 1)
+
+
+def _where(kept_bn: Tensor | None, values: Tensor) -> Tensor:
+    """Values of tokens, (B, K, N, …): zero for those that do not count."""
+    if kept_bn is None:
+        return values
+    kept_b1n = kept_bn[:, None]
+    return values.masked_fill(~(kept_b1n if values.dim() == 3 else kept_b1n[..., None]), 0.0)
 
 
 def _membership(energies_bkn: Tensor, temperature_k: Tensor) -> Tensor:

@@ -44,11 +44,11 @@ def _check_mask(op: SubspaceStep) -> None:
             at="mask",
         )
 
-    if op.gradient == "statistics" and isinstance(op.mask, Rule):
+    if op.gradient == "statistics" and isinstance(op.mask, Rule) and not op.mask.causal_and_kept:
         raise Mistake(
             "E0305",
             "`gradient = statistics` sums over tokens, and has no pairs of them that a rule could choose from",
-            "`mask = causal`, or a boolean for each token",
+            "`mask = causal`, a boolean for each token, or both: `mask = causal and kept`",
             at="mask",
         )
 
