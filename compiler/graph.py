@@ -14,7 +14,7 @@ weights are the first one's.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -102,6 +102,21 @@ class Average:
 
     source: str
     momentum: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """What a network for the next tokens is given, and gives, beside them: names of its inputs and outputs.
+
+    `tokens` is the input of the next tokens, `past` that of how many were before (None where nothing asks), `scores`
+    the first output, and `states` are pairs: what is held of the tokens before, and what is to be held after them. A
+    state whose first length is known only at run time has none at first; any other is zero at first.
+    """
+
+    tokens: str
+    past: str | None
+    scores: str
+    states: tuple[tuple[str, str], ...]
 
 
 def items_of(nodes: Iterable[Node]) -> dict[str, int]:
@@ -197,7 +212,8 @@ class ModelGraph:
     `pairs` says which step undoes which. `names` gives values the names that the spec gives them; `settings` are the
     parameters' values in force; `learns` are the model's own `learn` tensors by name; `slots` are all weights by path,
     in the order in which they are initialised. `frozen` are the weights that no gradient moves; those of them that
-    belong to slow copies (`ema(student)`) follow others, as `averages` says by path.
+    belong to slow copies (`ema(student)`) follow others, as `averages` says by path. `cache` is there where the network
+    takes the next tokens alone.
     """
 
     model: str
@@ -218,6 +234,7 @@ class ModelGraph:
     pairs: tuple[Pair, ...] = ()
     warnings: tuple[Diagnostic, ...] = ()
     averages: Mapping[str, Average] = field(default_factory=dict)
+    cache: Cache | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ModelGraph:
         """A graph never changes: copies of a network share it."""
@@ -289,3 +306,44 @@ class ModelGraph:
         """Operations for one sample, 2 per multiply-add, of what is exported."""
         exported = (node for node in self.nodes if node.name in self.exported)
         return sum(node.typing.flops * self.items[node.name] for node in exported)
+
+
+def flat(
+    source: ModelGraph,
+    inputs: Mapping[str, Entry],
+    nodes: Iterable[Node],
+    outputs: Mapping[str, Value],
+    names: Mapping[Value, str],
+) -> ModelGraph:
+    """A network made of another one's exported part: these steps in order, one after another, nothing nested.
+
+    Nothing trains it: weights are frozen, and there are neither targets nor an objective.
+    """
+    nodes = list(nodes)
+    made = nx.MultiDiGraph()
+    for name, entry in inputs.items():
+        made.add_node(name, item=entry)
+    for node in nodes:
+        made.add_node(node.name, item=node)
+        made.add_edges_from((value.node, node.name) for value in (*node.inputs, *node.ports.values()))
+    read = {ref.slot for node in nodes for ref in node.weights.values()}
+    slots = {**source.slots}
+    for node in nodes:
+        slots |= {node.weights[name].slot: slot for name, slot in node.slots.items()}
+    slots = {path: slot for path, slot in slots.items() if path in read}
+    return replace(
+        source,
+        graph=made,
+        scopes={"": Scope("", source.scopes[""].span, body=[Call(node.name) for node in nodes])},
+        slots=slots,
+        learns={name: slot for name, slot in source.learns.items() if name in slots},
+        frozen=frozenset(slots),
+        inputs=dict(inputs),
+        targets={},
+        outputs=dict(outputs),
+        objective=None,
+        names=dict(names),
+        pairs=(),
+        warnings=(),
+        averages={},
+    )

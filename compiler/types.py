@@ -198,3 +198,31 @@ def floats(*shape: int | Dim, layout: Layout | None = None) -> TensorType:
     'float[3, 224, 224]'
     """
     return TensorType("float", tuple(Dim.of(dim) for dim in shape), layout=layout)
+
+
+#: What the length of tokens that are gone by is called: those before the tokens that a network is given next.
+PAST = "past"
+
+
+def held(tokens: TensorType, width: int) -> TensorType:
+    """A row of that width for each token before these.
+
+    >>> str(held(floats(Dim.symbolic(Symbol("n", 8)), 5), 3))
+    'float[past, 3]'
+    """
+    return floats(Dim.symbolic(Symbol(PAST, tokens.shape[0].bound)), width)
+
+
+def grown(rows: TensorType, tokens: TensorType) -> TensorType:
+    """Rows that are held, and one more for each of these tokens: a sum of two lengths is a length of its own.
+
+    >>> n = floats(Dim.symbolic(Symbol("n", 8)), 5)
+    >>> str(grown(held(n, 3), n))
+    'float[past + n, 3]'
+    """
+    before, new = rows.shape[0], tokens.shape[0]
+    if before.symbol is None or new.symbol is None or before.symbol == new.symbol:
+        count = before + new
+    else:
+        count = Dim.symbolic(Symbol(f"{before} + {new}", max(before.bound, new.bound)))
+    return rows.with_shape(count, *rows.shape[1:])

@@ -18,6 +18,7 @@ __all__ = [
     "load_weights",
     "lower",
     "open_session",
+    "stepped",
     "trace",
 ]
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         load_weights,
         lower,
         open_session,
+        stepped,
         trace,
     )
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from crate_dsl.compiler.export import export
     from crate_dsl.compiler.lower import lower
     from crate_dsl.compiler.runtime import open_session
+    from crate_dsl.compiler.stepping import stepped
     from crate_dsl.compiler.trace import trace
     from crate_dsl.compiler.weights import load_weights
 
@@ -24,6 +25,7 @@ __all__ = [
     "load_weights",
     "lower",
     "open_session",
+    "stepped",
     "trace",
 ]
 
@@ -34,6 +36,7 @@ _HOMES = {
     "load_weights": "crate_dsl.compiler.weights",
     "lower": "crate_dsl.compiler.lower",
     "open_session": "crate_dsl.compiler.runtime",
+    "stepped": "crate_dsl.compiler.stepping",
     "trace": "crate_dsl.compiler.trace",
 }
 

@@ -34,6 +34,10 @@ class Embed(Operator):
 
     dim: Whole
 
+    @property
+    def tokenwise(self) -> bool:
+        return True
+
     def infer(self, *inputs: TensorType) -> Typing:
         (numbers,) = inputs
         if numbers.kind != "index":

@@ -15,10 +15,12 @@ from crate_dsl.compiler.operators import (
     Mode,
     NoInverse,
     Normal,
+    NotStepped,
     Operator,
     OperatorKind,
     Positive,
     Slot,
+    Stepped,
     Typing,
     Whole,
     Zeros,
@@ -124,6 +126,14 @@ class Position(Operator):
 
     def certificate(self, *inputs: TensorType) -> Certificate | NoInverse:
         return Certificate(1.0, "what was added is subtracted")
+
+    def stepped(self, *inputs: TensorType) -> Stepped | NotStepped:
+        from crate_dsl.compiler.steps.cached.operator import PositionStep
+
+        facts: Positions = self.infer(*inputs).facts
+        if facts.patches or facts.resized_from is not None:
+            return NotStepped("its places are those of a picture")
+        return Stepped(PositionStep(of=self.model_copy(update={"length": facts.rows})))
 
     def _check_arguments(self) -> None:
         """Refuse arguments that would do nothing."""

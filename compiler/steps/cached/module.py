@@ -1,0 +1,110 @@
+"""Steps for the next tokens in torch. Axes: B batch, N next tokens, M all tokens, d width, K subspaces or heads, p
+their width, i = K p.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from crate_dsl.compiler.masks import Alternatives, Term
+from crate_dsl.compiler.operators import Typing
+from crate_dsl.compiler.steps.attend.module import _SIGNS, Attend, attention
+from crate_dsl.compiler.steps.cached.operator import PositionStep as PositionStepOperator
+from crate_dsl.compiler.steps.cached.operator import alternatives_of
+from crate_dsl.compiler.steps.compress.module import SubspaceModule
+from crate_dsl.compiler.steps.position.module import Position
+from crate_dsl.compiler.steps.rotary.module import rotated
+from crate_dsl.language.diagnostics import UserError
+
+
+def seen(alternatives: Alternatives, before: int, count: int, device: torch.device) -> Tensor:
+    """Which of all tokens each of the `count` next ones attends to, (N, M), where `before` came before them."""
+
+    def side(terms: tuple[Term, ...], places: Tensor) -> Tensor:
+        return sum(term.factor for term in terms) * places
+
+    keys_m = torch.arange(before + count, device=device)
+    queries_n1 = keys_m[before:, None]
+    found_nm = torch.zeros(count, before + count, dtype=torch.bool, device=device)
+    for all_of in alternatives:
+        mine_nm = torch.ones_like(found_nm)
+        for one in all_of:
+            wanted_n1 = side(one.queries, queries_n1) + one.constant
+            mine_nm = mine_nm & _SIGNS[one.sign](side(one.keys, keys_m), wanted_n1)
+        found_nm = found_nm | mine_nm
+    return found_nm
+
+
+class CompressStep(SubspaceModule):
+    """Z + F(Z) of the next tokens, (B, N, d), given W of those before, (B, M - N, i); and W of all, (B, M, i)."""
+
+    def forward(
+        self, z_bnd: Tensor, past_b: Tensor, before_bmi: Tensor, **given: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        op = self.operator
+        x_bnd = self._normalised(z_bnd, given)
+        w_bmi = torch.cat([before_bmi, self._projected(x_bnd, given)], dim=1)
+        w_bkmp = self._heads(w_bmi)
+        compared_bkmp = self._placed(w_bkmp)
+        query_bknp = compared_bkmp[:, :, before_bmi.shape[1] :]
+        fixed = op.scale is None or isinstance(op.scale, float)
+        heads_bknp = attention(
+            query_bknp if fixed else self._scaled(query_bknp, self.scalar("scale", given.get("scale"))),
+            compared_bkmp,
+            w_bkmp,
+            mask=seen(alternatives_of(op.mask), before_bmi.shape[1], z_bnd.shape[1], z_bnd.device),
+            scale=op.softmax_scale if fixed else 1.0,
+        )
+        branch_bnd = self._led_back(x_bnd, heads_bknp, self._rate(z_bnd, given), given)
+        return z_bnd + self._dropped(branch_bnd), w_bmi
+
+
+class AttendStep(Attend):
+    """(B, N, d), and keys and values of the tokens before, (B, M - N, d) -> (B, N, d) and those of all, (B, M, d)."""
+
+    def forward(  # type: ignore[override]
+        self, z_bnd: Tensor, past_b: Tensor, keys_bmd: Tensor, values_bmd: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        op, before = self.operator, keys_bmd.shape[1]
+        qkv_bni = F.linear(z_bnd, self.qkv_weight, getattr(self, "qkv_bias", None))
+        query_bnd, new_keys_bnd, new_values_bnd = qkv_bni.chunk(3, dim=-1)
+        keys_bmd, values_bmd = (
+            torch.cat(both, dim=1) for both in ((keys_bmd, new_keys_bnd), (values_bmd, new_values_bnd))
+        )
+        query_bhnp, key_bhmp, value_bhmp = (
+            z.unflatten(-1, (op.heads, -1)).transpose(1, 2) for z in (query_bnd, keys_bmd, values_bmd)
+        )
+        if op.positions != "none":
+            first_b = torch.full((z_bnd.shape[0],), before, device=z_bnd.device)
+            query_bhnp = rotated(query_bhnp, op.positions.base, first_b)
+            key_bhmp = rotated(key_bhmp, op.positions.base)
+        mask_nm = seen(alternatives_of(op.mask), before, z_bnd.shape[1], z_bnd.device)
+        return self._out(attention(query_bhnp, key_bhmp, value_bhmp, mask=mask_nm)), keys_bmd, values_bmd
+
+
+class PositionStep(Position):
+    """Adds the positions of the next tokens: (B, N, d), and how many were before, (B,) -> (B, N, d)."""
+
+    def __init__(self, operator: PositionStepOperator, typing: Typing) -> None:
+        super().__init__(operator.of, typing)
+
+    def forward(self, z_bnd: Tensor, past_b: Tensor, **given: Tensor) -> Tensor:  # type: ignore[override]
+        table_ld = self.weight_of("table", given)
+        assert table_ld is not None
+        places_bn = past_b[:, None] + torch.arange(z_bnd.shape[1], device=z_bnd.device)
+        check_places(places_bn, len(table_ld))
+        return z_bnd + F.embedding(places_bn, table_ld)
+
+
+def check_places(places_bn: Tensor, count: int) -> None:
+    """Refuse tokens beyond the last place that there is. A compiler cannot ask: it leaves that to the look-up.
+
+    Raises:
+        UserError: there are no more than `count` places.
+    """
+    if torch.compiler.is_compiling() or not places_bn.numel():
+        return
+    if (last := int(places_bn.max())) >= count:
+        raise UserError(f"token {last + 1:,} has no place: there are {count:,}")
