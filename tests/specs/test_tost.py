@@ -1,4 +1,4 @@
-"""The classifier of `tost.crate` against the published code, written out in float64; its projections have no bias."""
+"""The classifier of `tost.crate` against the published code, written out in float64."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def places(w: dict[str, Tensor], rows: int, columns: int) -> Tensor:
 
 def token_statistics(w: dict[str, Tensor], path: str, z: Tensor, heads: int) -> Tensor:
     """`AttentionTSSA`, and its place in `Block`."""
-    u = (norm(w, f"{path}.norm_", z) @ w[f"{path}.subspaces"].T).unflatten(-1, (heads, -1)).transpose(1, 2)
+    u = norm(w, f"{path}.norm_", z) @ w[f"{path}.subspaces"].T + w[f"{path}.projection_bias"]
+    u = u.unflatten(-1, (heads, -1)).transpose(1, 2)
     energies = F.normalize(u, dim=-2).square().sum(-1) * w[f"{path}.temperature"][:, None]
     membership = energies.softmax(1)
     share = membership / (membership.sum(-1, keepdim=True) + 1e-8)

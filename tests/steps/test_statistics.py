@@ -82,9 +82,10 @@ def test_the_language_model_has_the_published_parameters(
 def test_the_two_forms_learn_what_the_published_ones_do() -> None:
     vision, causal = Compress(**STATISTICS).infer(TOKENS).slots, Compress(**CAUSAL).infer(TOKENS).slots
     published = {"norm_weight": (D,), "norm_bias": (D,), "subspaces": (K * P, D), "temperature": (K,)}
+    published["projection_bias"] = (K * P,)
     out = {"out_weight": (D, K * P), "out_bias": (D,)}
     assert {name: slot.shape for name, slot in vision.items()} == published | out
-    added = {"projection_bias": (K * P,), "energy_bias": (K, N)}
+    added = {"energy_bias": (K, N)}
     assert {name: slot.shape for name, slot in causal.items()} == published | added | out
     assert vision["temperature"].initial == causal["temperature"].initial == Ones()
     assert causal["energy_bias"].initial == Zeros()

@@ -276,7 +276,7 @@ class Compress(SubspaceStep):
     branch get the bias alone. With `mask = causal` it is the language form: both sums run over the tokens so far, with
     `causal and kept` over those of them that count. A share then depends on the place, the first token's is 1, and a
     learned bias for each subspace and place is added to each channel's share. So there are no more places than
-    `length`, which is for this form alone; and `bias` is that of the projection, too.
+    `length`, which is for this form alone. In both forms `bias` is that of the projection, too.
 
     `gradient = representatives` is CBSA's layer, linear in N: M representatives R attend to all projected tokens, A =
     softmax(s R Wᵀ), take a learned step towards what they find, R + σ A W, attend to each other, and hand the result

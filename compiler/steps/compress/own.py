@@ -23,12 +23,9 @@ def own_slots(op: SubspaceStep, tokens: TensorType, width: int) -> dict[str, Slo
         return {"representatives_step": drawn, "tokens_step": drawn}
     if op.gradient != "statistics":
         return {}
-    temperature = {"temperature": Slot(heads, Ones())}
-    if not op.running:
-        return temperature
     shift = {"projection_bias": Slot((op.subspaces * op.rank,), linear_initial(width))} if op.biased else {}
-    table = {"energy_bias": Slot((*heads, _places(op.length, tokens)), Zeros())}
-    return shift | temperature | table
+    table = {"energy_bias": Slot((*heads, _places(op.length, tokens)), Zeros())} if op.running else {}
+    return shift | {"temperature": Slot(heads, Ones())} | table
 
 
 def _places(length: int | None, tokens: TensorType) -> int:
