@@ -42,14 +42,12 @@ def generate(
         typer.Option(min=0, max=1, metavar="P", help="Draw among the fewest that hold this share."),
     ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the draws.")] = 0,
-    cache: Annotated[
+    no_cache: Annotated[
         bool,
         typer.Option(
-            " /--no-cache",
-            help="Compute the whole text for each token; beyond the context, its end.",
-            show_default=False,
+            "--no-cache", help="Compute the whole text for each token; beyond the context, its end."
         ),
-    ] = True,
+    ] = False,
     provider: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="What computes; cuda never falls back.")
     ] = "auto",
@@ -63,7 +61,7 @@ def generate(
     token was chosen by less than the two differ.
 
     crate-dsl generate runs/gpt --prompt "ROMEO:"
-    crate-dsl generate gpt.onnx --prompt "ROMEO:" --tokens 64 --temperature 0.8 --top-k 40 --seed 3
+    crate-dsl generate gpt.onnx --prompt "ROMEO:" --temperature 0.8 --top-k 9
     crate-dsl generate gpt.onnx --prompt "To be" --temperature 0 --format json
     """
     from crate_dsl.generation.sampling import Sampler
@@ -71,7 +69,7 @@ def generate(
     from crate_dsl.generation.writing import write
 
     sampler = Sampler(temperature, top_k, top_p, seed)
-    source = open_source(model, cache=cache, provider=provider)
+    source = open_source(model, cache=not no_cache, provider=provider)
     coming, found = write(source, prompt, tokens, sampler), []
     if format == "text":
         print(prompt, end="", flush=True)

@@ -15,9 +15,9 @@ from crate_dsl.generation.text_network import TextNetwork
 class Whole:
     """A network without a cache: tokens (N,) -> the scores behind the last one, (V,)."""
 
-    def __init__(self, net: Network, network: TextNetwork, device: torch.device) -> None:
-        self.net = net.to(device).eval()
-        self.network, self.device = network, device
+    def __init__(self, net: Network, network: TextNetwork, device: torch.device | None) -> None:
+        self.network, self.device = network, device or torch.device("cpu")
+        self.net = net.to(self.device).eval()
 
     @torch.inference_mode()
     def __call__(self, ids_n: Ids) -> Scores:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from crate_dsl.generation.predictors import Cached, Predictor, Whole
 from crate_dsl.generation.text_network import text_network
 from crate_dsl.language.diagnostics import UserError
 from crate_dsl.training.vocabulary import Vocabulary, from_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from crate_dsl.compiler.network import Network
 
 Provider = Literal["auto", "cpu", "cuda"]
 
@@ -77,13 +82,24 @@ def _run(folder: str, cache: bool, provider: Provider) -> Source:
     if Path(folder).is_file():
         raise UserError(f"`{folder}` is neither a run's folder nor an .onnx file")
     run = open_run(folder)
-    network = text_network(run.graph())
     vocabulary = run.vocabulary()
     if vocabulary is None:
         raise UserError(f"{folder} was trained on images: it knows no text")
-    from crate_dsl.generation import in_torch
     from crate_dsl.training.train import chosen_device
 
-    device = chosen_device(provider)
-    predictor: Predictor = Whole(in_torch.Whole(run.net(), network, device), network.context)
-    return Source(folder, "torch", predictor, vocabulary)
+    return of_network(run.net(), vocabulary, folder, cache=cache, device=chosen_device(provider))
+
+
+def of_network(
+    net: Network, vocabulary: Vocabulary, name: str, *, cache: bool = True, device: torch.device | None = None
+) -> Source:
+    """A built network that goes on with texts, in torch; on the CPU where no device is named.
+
+    Raises:
+        UserError: it goes on with none; it cannot hold what was before.
+    """
+    from crate_dsl.generation import in_torch
+
+    network = text_network(net.graph)
+    predictor: Predictor = Whole(in_torch.Whole(net, network, device), network.context)
+    return Source(name, "torch", predictor, vocabulary)

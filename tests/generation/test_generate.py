@@ -1,0 +1,209 @@
+"""Going on with a text: the same tokens in torch and in onnxruntime, and what cannot be gone on with."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import crate_dsl
+from crate_dsl.compiler.network import Network
+from crate_dsl.generation.sampling import Sampler
+from crate_dsl.generation.source import Source, of_network, open_source
+from crate_dsl.generation.text_network import text_network
+from crate_dsl.generation.writing import Tail, Written, write
+from crate_dsl.language.diagnostics import UserError
+from crate_dsl.language.source import Source as Text
+from crate_dsl.training.run import Run, export_run
+from crate_dsl.training.vocabulary import Bytes, Vocabulary
+from crate_dsl.workspace import Target, load_source
+from tests.cli.conftest import Cli
+from tests.generation.conftest import LETTERS, perturbed
+from tests.generation.spec import CONTEXT, TEXT
+
+SAMPLERS = [
+    Sampler(temperature=0),
+    Sampler(seed=3),
+    Sampler(temperature=0.7, top_k=5, top_p=0.9, seed=4),
+]
+
+
+def exported(net: Network, path: Path, vocabulary: Vocabulary = LETTERS) -> Path:
+    crate_dsl.export(net.graph, net, path, metadata={"vocabulary": vocabulary.to_json()})
+    return path
+
+
+def tokens(source: Source, sampler: Sampler, count: int, prompt: str = "the") -> list[Written]:
+    return list(write(source, prompt, count, sampler))
+
+
+# ------------------------------------------------------------------ the same tokens
+
+
+def test_torch_and_onnxruntime_choose_the_same_tokens(net: Network, tmp_path: Path) -> None:
+    file = open_source(str(exported(net, tmp_path / "net.onnx")), provider="cpu")
+    assert file.proved_error is not None and 0 < file.proved_error < 1e-4
+    for sampler in SAMPLERS:
+        here, there = (tokens(s, sampler, 25) for s in (of_network(net, LETTERS, "net", cache=False), file))
+        assert len(there) == 25
+        for one, other in zip(here, there, strict=True):
+            if one.token != other.token:  # from here on the texts are others
+                assert min(one.margin, other.margin) <= file.proved_error
+                break
+
+
+def test_each_token_is_that_of_the_whole_text(net: Network) -> None:
+    """The reference: for each token the network's own forward, and its end alone where the text has outgrown it."""
+    source, ids = of_network(net, LETTERS, "net", cache=False), list(LETTERS.encode("the"))
+    for written in tokens(source, Sampler(temperature=0), 25):
+        with torch.no_grad():
+            logits = net(ids=torch.tensor([ids[-CONTEXT:]]))[0, -1, : LETTERS.size]
+        assert written.token == int(logits.argmax())
+        top = logits.sort().values[-2:]
+        assert written.margin == pytest.approx(float(top[1] - top[0]) / 2, rel=1e-4, abs=1e-6)
+        ids.append(written.token)
+    assert len(ids) == 3 + 25 > CONTEXT
+
+
+def test_tokens_without_a_meaning_are_never_chosen(net: Network) -> None:
+    assert net.graph.inputs["ids"].type.classes > LETTERS.size
+    found = tokens(of_network(net, LETTERS, "net", cache=False), Sampler(temperature=50.0), 200)
+    assert {written.token for written in found} == set(range(LETTERS.size))
+    assert LETTERS.decode([w.token for w in found]) == "".join(w.text for w in found)
+
+
+# ------------------------------------------------------------------ text as it comes
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_pieces_of_text_put_together_are_the_whole(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    ids = [*"schöne 🌍".encode(), *generator.integers(0, 256, 60), *"€".encode()[:2]]
+    tail = Tail(Bytes())
+    pieces = [tail.take(int(token), last=at + 1 == len(ids)) for at, token in enumerate(ids)]
+    assert "".join(pieces) == Bytes().decode(ids)
+    assert pieces[:14] == ["s", "c", "h", "", "ö", "n", "e", " ", "", "", "", "🌍", pieces[12], pieces[13]]
+
+
+# ------------------------------------------------------------------ what cannot be gone on with
+
+
+def graph(text: str) -> crate_dsl.compiler.graph.ModelGraph:  # type: ignore[name-defined]
+    return load_source(Text("m.crate", text), Target("m.crate"))
+
+
+MODEL = """model m {{
+    input ids : index(7)[{length}]
+    {more}
+    stage embedding = embed(6)
+    hidden = ids -> embedding
+    logits = {hidden} -> transpose(embedding)
+    output {output}
+    {objective}
+}}"""
+GOOD = {
+    "length": "n <= 9",
+    "more": "",
+    "hidden": "hidden",
+    "output": "logits",
+    "objective": "objective next_token(logits, ids)",
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"objective": ""}, "its objective does not tell the next token"),
+        ({"output": "hidden"}, "by what is no output"),
+        ({"length": "9"}, "reads texts of 9 tokens, and no shorter ones"),
+        (
+            {"more": "input w : float[6]", "hidden": "(hidden + w)"},
+            "also needs `w` : float.6., which no text tells",
+        ),
+    ],
+)
+def test_networks_that_go_on_with_nothing(changed: dict[str, str], message: str) -> None:
+    assert text_network(graph(MODEL.format(**GOOD))).context == 9
+    with pytest.raises(UserError, match=message):
+        text_network(graph(MODEL.format(**{**GOOD, **changed})))
+
+
+def test_prompts_that_are_none(net: Network) -> None:
+    source = of_network(net, LETTERS, "net", cache=False)
+    with pytest.raises(UserError, match="the prompt is empty"):
+        write(source, "", 3, Sampler())
+    with pytest.raises(UserError, match=r"`Q` .* is none of the 29 characters"):
+        write(source, "the Queen", 3, Sampler())
+
+
+# ------------------------------------------------------------------ the command line
+
+
+@pytest.fixture(scope="module")
+def file(run: Run) -> Path:
+    path = run.folder.parent / "whole.onnx"
+    export_run(run.folder, path)
+    return path
+
+
+def test_the_command_writes_the_same_from_a_run_and_from_its_file(cli: Cli, run: Run, file: Path) -> None:
+    arguments = ("--prompt", "the", "--tokens", 30, "--seed", 2, "--provider", "cpu", "--no-cache")
+    results = [cli("generate", model, *arguments) for model in (run.folder, file)]
+    assert [result.code for result in results] == [0, 0]
+    assert results[0].out == results[1].out
+    assert results[0].out.startswith("the") and len(results[0].out) == 3 + 30 + 1
+    assert "30 tokens in" in results[0].err and "onnxruntime, without a cache" in results[1].err
+
+
+def test_as_json(cli: Cli, file: Path) -> None:
+    result = cli("generate", file, "--prompt", "the", "--tokens", 12, "--format", "json", "--temperature", 0)
+    facts = json.loads(result.out)
+    assert facts["prompt"] == "the" and facts["text"] == LETTERS.decode(facts["ids"])
+    assert len(facts["ids"]) == len(facts["margins"]) == 12
+    assert facts["undecided"] == sum(margin < facts["proved_error"] for margin in facts["margins"])
+    assert facts["tokens_per_second"] == pytest.approx(12 / facts["seconds"])
+    assert result.err == ""
+
+
+def test_tokens_that_were_hardly_decided_are_told(
+    cli: Cli, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crate_dsl.generation.in_onnxruntime.proved_error", lambda proof, scores: 1e3)
+    result = cli("generate", file, "--prompt", "the", "--tokens", 12)
+    assert "12 of 12 tokens were decided by less than the proved error 1e+03" in result.err
+
+
+def test_a_file_needs_no_torch(file: Path) -> None:
+    code = (
+        "import sys\nfrom crate_dsl.cli import main\n"
+        f"try: main(['generate', {str(file)!r}, '--prompt', 'the', '--tokens', '3'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "print({'torch', 'lightning'} & set(sys.modules))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.endswith("set()\n")
+
+
+def test_what_the_command_refuses(cli: Cli, file: Path, tmp_path: Path) -> None:
+    bare, net = tmp_path / "bare.onnx", perturbed("gpt")
+    crate_dsl.export(net.graph, net, bare)
+    no_file = tmp_path / "note.txt"
+    no_file.write_text(TEXT)
+    for model, more, message in (
+        (tmp_path / "none", (), "there is no run at"),
+        (tmp_path / "none.onnx", (), "cannot be read"),
+        (no_file, (), "is neither a run's folder nor an .onnx file"),
+        (bare, (), "does not say what its tokens stand for"),
+        (file, ("--prompt", ""), "the prompt is empty"),
+        (file, ("--prompt", "THE"), "is none of the 29 characters"),
+        (file, ("--top-p", "0"), "top_p is 0.0"),
+    ):
+        result = cli("generate", model, "--prompt", "the", *more)
+        assert result.code == 1, result
+        assert message in result.err and result.out == ""
+    assert cli("generate", file).code == 2
