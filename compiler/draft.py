@@ -8,11 +8,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
-from crate_dsl.compiler.graph import Call, Entry, ModelGraph, Node, Scope, Value, items_of
+from crate_dsl.compiler.graph import Entry, ModelGraph, Node, Value, flat, items_of
 from crate_dsl.compiler.operators import Operator, Ref, Typing, with_ports
 from crate_dsl.compiler.types import TensorType
 
@@ -191,40 +190,13 @@ class Draft:
 
     def graph(self) -> tuple[ModelGraph, dict[str, NDArray[np.float32]]]:
         """The lowered network as a flat model graph, and its weights in float32."""
-        flat = nx.MultiDiGraph()
-        source = self.source
-        for name, entry in source.export_inputs.items():
-            flat.add_node(name, item=entry)
-        for node in self.nodes:
-            flat.add_node(node.name, item=node)
-            flat.add_edges_from((value.node, node.name) for value in (*node.inputs, *node.ports.values()))
         read = {ref.slot for node in self.nodes for ref in node.weights.values()}
         weights = {
             slot: np.asarray(array, np.float32, order="C")
             for slot, array in self.weights.items()
             if slot in read
         }
-        slots = {**source.slots}
-        for node in self.nodes:
-            slots |= {node.weights[name].slot: slot for name, slot in node.slots.items()}
-        slots = {path: slot for path, slot in slots.items() if path in read}
-        scope = Scope("", source.scopes[""].span, body=[Call(node.name) for node in self.nodes])
-        graph = replace(
-            source,
-            graph=flat,
-            scopes={"": scope},
-            slots=slots,
-            learns={name: slot for name, slot in source.learns.items() if name in slots},
-            frozen=frozenset(slots),
-            inputs=dict(source.export_inputs),
-            targets={},
-            outputs=self.outputs,
-            objective=None,
-            names=self.names,
-            pairs=(),
-            warnings=(),
-            averages={},
-        )
+        graph = flat(self.source, self.source.export_inputs, self.nodes, self.outputs, self.names)
         return graph, weights
 
 

@@ -70,7 +70,7 @@ def ruled(rule: Rule, columns: Columns | None, tokens_bnd: Tensor, kept_bn: Tens
 
     def pairs(alternatives: Alternatives) -> Tensor:
         # A compiler sees no tensors that it could keep.
-        work_out = _pairs if torch.compiler.is_compiling() else _known_pairs
+        work_out = pairs_of if torch.compiler.is_compiling() else _known_pairs
         return work_out(alternatives, columns, tokens_bnd.shape[1], tokens_bnd.device)
 
     if kept_bn is None:
@@ -79,39 +79,41 @@ def ruled(rule: Rule, columns: Columns | None, tokens_bnd: Tensor, kept_bn: Tens
     return pairs(rule.alternatives) | where_kept_b1nn if rule.alternatives else where_kept_b1nn
 
 
-def _pairs(alternatives: Alternatives, columns: Columns | None, count: int, device: torch.device) -> Tensor:
-    """Alternatives worked out as they are written, for `count` tokens: (N, N)."""
+def pairs_of(
+    alternatives: Alternatives, columns: Columns | None, count: int, device: torch.device, first: int = 0
+) -> Tensor:
+    """Alternatives worked out as they are written, for `count` tokens, those from `first` on attending: (N, M)."""
 
     def side(terms: tuple[Term, ...], given: tuple[tuple[str, tuple[int, ...]], ...]) -> Tensor:
         values = dict(given)
-        total_n = torch.zeros(count, dtype=torch.int64, device=device)
+        total_m = torch.zeros(count, dtype=torch.int64, device=device)
         for term in terms:
             if term.attribute == "place":
-                attribute_n = torch.arange(count, device=device)
+                attribute_m = torch.arange(count, device=device)
             else:
-                attribute_n = torch.tensor(values[term.attribute], device=device)
-            total_n = total_n + term.factor * attribute_n
-        return total_n
+                attribute_m = torch.tensor(values[term.attribute], device=device)
+            total_m = total_m + term.factor * attribute_m
+        return total_m
 
     queries, keys = ((), ()) if columns is None else (columns.queries, columns.keys)
-    found_nn = torch.zeros(count, count, dtype=torch.bool, device=device)
+    found_nm = torch.zeros(count - first, count, dtype=torch.bool, device=device)
     for all_of in alternatives:
-        mine_nn = torch.ones_like(found_nn)
+        mine_nm = torch.ones_like(found_nm)
         for one in all_of:
-            left_1n = side(one.keys, keys)[None, :]
-            right_n1 = (side(one.queries, queries) + one.constant)[:, None]
-            mine_nn = mine_nn & _SIGNS[one.sign](left_1n, right_n1)
-        found_nn = found_nn | mine_nn
-    return found_nn
+            left_1m = side(one.keys, keys)[None, :]
+            right_n1 = (side(one.queries, queries) + one.constant)[first:, None]
+            mine_nm = mine_nm & _SIGNS[one.sign](left_1m, right_n1)
+        found_nm = found_nm | mine_nm
+    return found_nm
 
 
 @lru_cache(maxsize=4)
 def _known_pairs(
     alternatives: Alternatives, columns: Columns | None, count: int, device: torch.device
 ) -> Tensor:
-    """`_pairs`, once for all layers and batches of that length. Nobody may write to it."""
+    """`pairs_of`, once for all layers and batches of that length. Nobody may write to it."""
     with torch.inference_mode(False):  # so that it may take part in gradients later
-        return _pairs(alternatives, columns, count, device)
+        return pairs_of(alternatives, columns, count, device)
 
 
 def _kernel_is_slow(key_bhmp: Tensor) -> bool:

@@ -25,16 +25,21 @@ _SIGNS = {"==": "Equal", "<": "Less", "<=": "LessOrEqual", ">": "Greater", ">=":
 def ruled(b: Body, rule: Rule, columns: Columns | None, z_bnd: str, kept_bn: str | None) -> str:
     """Which keys each token attends to: (N, N), or with the boolean that the rule reads (B, 1, N, N)."""
     if kept_bn is None:
-        return _pairs(b, rule.alternatives, columns, z_bnd)
+        return pairs_of(b, rule.alternatives, columns, z_bnd)
     kept_b1nn = of_keys(b, kept_bn)
-    where_kept = b("And", _pairs(b, rule.where_kept, columns, z_bnd), kept_b1nn)
+    where_kept = b("And", pairs_of(b, rule.where_kept, columns, z_bnd), kept_b1nn)
     if not rule.alternatives:
         return where_kept
-    return b("Or", _pairs(b, rule.alternatives, columns, z_bnd), where_kept)
+    return b("Or", pairs_of(b, rule.alternatives, columns, z_bnd), where_kept)
 
 
-def _pairs(b: Body, alternatives: Alternatives, columns: Columns | None, z_bnd: str) -> str:
-    """Alternatives, (N, N): a constant, or, where only places are known, worked out at run time."""
+def pairs_of(
+    b: Body, alternatives: Alternatives, columns: Columns | None, z_bnd: str, before_bm: str | None = None
+) -> str:
+    """Alternatives, (N, N): a constant, or, where only places are known, worked out at run time.
+
+    Where there are tokens before these, `before_bm` has a row for each of them, and they are keys, too: (N, M).
+    """
     if () in alternatives:
         return b.constant(np.asarray(True))
     if columns is not None:
@@ -42,18 +47,23 @@ def _pairs(b: Body, alternatives: Alternatives, columns: Columns | None, z_bnd: 
         rows = allowed(alternatives, columns, count, count)
         bits = np.unpackbits(np.frombuffer(rows.packed(), np.uint8), bitorder="little")
         return b.constant(bits.reshape(count, -1)[:, :count].astype(bool))
+    zero, one_more = b.constant(np.asarray(0)), b.constant(np.asarray(1))
     tokens = b("Squeeze", b("Shape", z_bnd, start=1, end=2))
-    place_n = b("Range", b.constant(np.asarray(0)), tokens, b.constant(np.asarray(1)))
+    key_m = query_n = b("Range", zero, tokens, one_more)
+    if before_bm is not None:
+        first = b("Squeeze", b("Shape", before_bm, start=1, end=2))
+        every = b("Add", first, tokens)
+        key_m, query_n = b("Range", zero, every, one_more), b("Range", first, every, one_more)
 
-    def side(terms: tuple[Term, ...], constant: int, axis: int) -> str:
-        total = b("Mul", place_n, b.integers(sum(term.factor for term in terms)))
+    def side(places: str, terms: tuple[Term, ...], constant: int, axis: int) -> str:
+        total = b("Mul", places, b.integers(sum(term.factor for term in terms)))
         return b("Unsqueeze", b("Add", total, b.integers(constant)), b.integers(axis))
 
     found: str | None = None
     for all_of in alternatives:
         mine: str | None = None
         for one in all_of:
-            operands = side(one.keys, 0, 0), side(one.queries, one.constant, 1)
+            operands = side(key_m, one.keys, 0, 0), side(query_n, one.queries, one.constant, 1)
             if one.sign == "!=":
                 holds = b("Not", b("Equal", *operands))
             else:

@@ -8,33 +8,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from crate_dsl.compiler.masks import Alternatives, Term
 from crate_dsl.compiler.operators import Typing
-from crate_dsl.compiler.steps.attend.module import _SIGNS, Attend, attention
+from crate_dsl.compiler.steps.attend.module import Attend, attention, pairs_of
+from crate_dsl.compiler.steps.cached.operator import Mask, alternatives_of
 from crate_dsl.compiler.steps.cached.operator import PositionStep as PositionStepOperator
-from crate_dsl.compiler.steps.cached.operator import alternatives_of
 from crate_dsl.compiler.steps.compress.module import SubspaceModule
 from crate_dsl.compiler.steps.position.module import Position
 from crate_dsl.compiler.steps.rotary.module import rotated
 from crate_dsl.language.diagnostics import UserError
 
 
-def seen(alternatives: Alternatives, before: int, count: int, device: torch.device) -> Tensor:
-    """Which of all tokens each of the `count` next ones attends to, (N, M), where `before` came before them."""
-
-    def side(terms: tuple[Term, ...], places: Tensor) -> Tensor:
-        return sum(term.factor for term in terms) * places
-
-    keys_m = torch.arange(before + count, device=device)
-    queries_n1 = keys_m[before:, None]
-    found_nm = torch.zeros(count, before + count, dtype=torch.bool, device=device)
-    for all_of in alternatives:
-        mine_nm = torch.ones_like(found_nm)
-        for one in all_of:
-            wanted_n1 = side(one.queries, queries_n1) + one.constant
-            mine_nm = mine_nm & _SIGNS[one.sign](side(one.keys, keys_m), wanted_n1)
-        found_nm = found_nm | mine_nm
-    return found_nm
+def seen(mask: Mask, before: int, tokens_bnd: Tensor) -> Tensor:
+    """Which of all tokens each of the next ones attends to, (N, M), where so many came before them."""
+    count, device = tokens_bnd.shape[1], tokens_bnd.device
+    return pairs_of(alternatives_of(mask), None, before + count, device, first=before)
 
 
 class CompressStep(SubspaceModule):
@@ -54,7 +41,7 @@ class CompressStep(SubspaceModule):
             query_bknp if fixed else self._scaled(query_bknp, self.scalar("scale", given.get("scale"))),
             compared_bkmp,
             w_bkmp,
-            mask=seen(alternatives_of(op.mask), before_bmi.shape[1], z_bnd.shape[1], z_bnd.device),
+            mask=seen(op.mask, before_bmi.shape[1], z_bnd),
             scale=op.softmax_scale if fixed else 1.0,
         )
         branch_bnd = self._led_back(x_bnd, heads_bknp, self._rate(z_bnd, given), given)
@@ -80,7 +67,7 @@ class AttendStep(Attend):
             first_b = torch.full((z_bnd.shape[0],), before, device=z_bnd.device)
             query_bhnp = rotated(query_bhnp, op.positions.base, first_b)
             key_bhmp = rotated(key_bhmp, op.positions.base)
-        mask_nm = seen(alternatives_of(op.mask), before, z_bnd.shape[1], z_bnd.device)
+        mask_nm = seen(op.mask, before, z_bnd)
         return self._out(attention(query_bhnp, key_bhmp, value_bhmp, mask=mask_nm)), keys_bmd, values_bmd
 
 

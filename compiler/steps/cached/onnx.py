@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from crate_dsl.compiler.functions import Body
-from crate_dsl.compiler.masks import Alternatives, Term
 from crate_dsl.compiler.operators import Typing
-from crate_dsl.compiler.steps.attend.onnx_masks import _SIGNS
+from crate_dsl.compiler.steps.attend.onnx_masks import pairs_of
 from crate_dsl.compiler.steps.cached.operator import AttendStep, CompressStep, PositionStep, alternatives_of
 from crate_dsl.compiler.steps.classic.onnx import affine
 from crate_dsl.compiler.steps.compress.onnx import factors, led_back, projected
@@ -20,36 +19,6 @@ from crate_dsl.compiler.steps.rotary.operator import Rotary
 def length(b: Body, tokens: str) -> str:
     """How many tokens there are, int64 of shape (1,)."""
     return b("Shape", tokens, start=1, end=2)
-
-
-def places(b: Body, start: str, stop: str) -> str:
-    """The places from one to another, both of shape (1,)."""
-    one = b.constant(np.asarray(1, np.int64))
-    return b("Range", b("Squeeze", start), b("Squeeze", stop), one)
-
-
-def seen(b: Body, alternatives: Alternatives, before_bmi: str, z_bnd: str) -> str:
-    """Which of all tokens each of the next ones attends to: (N, M)."""
-    before = length(b, before_bmi)
-    count = b("Add", before, length(b, z_bnd))
-    keys_m, queries_n = places(b, b.integers(0), count), places(b, before, count)
-
-    def side(terms: tuple[Term, ...], constant: int, of: str, axis: int) -> str:
-        total = b("Mul", of, b.integers(sum(term.factor for term in terms)))
-        return b("Unsqueeze", b("Add", total, b.integers(constant)), b.integers(axis))
-
-    found: str | None = None
-    for all_of in alternatives:
-        mine: str | None = None
-        for one in all_of:
-            operands = side(one.keys, 0, keys_m, 0), side(one.queries, one.constant, queries_n, 1)
-            negated = one.sign == "!="
-            holds = b("Not", b("Equal", *operands)) if negated else b(_SIGNS[one.sign], *operands)
-            mine = holds if mine is None else b("And", mine, holds)
-        assert mine is not None, "an alternative has a comparison"
-        found = mine if found is None else b("Or", found, mine)
-    assert found is not None, "a rule has an alternative"
-    return found
 
 
 def joined(b: Body, before_bmi: str, new_bni: str) -> str:
@@ -72,7 +41,7 @@ def compress_step(
         query_bni if scale is None else b("Mul", query_bni, b.scalar(op, "scale", scale)),
         compared_bmi,
         w_bmi,
-        seen(b, alternatives_of(op.mask), before_bmi, z_bnd),
+        pairs_of(b, alternatives_of(op.mask), None, z_bnd, before_bmi),
         q_num_heads=op.subspaces,
         kv_num_heads=op.subspaces,
         scale=op.softmax_scale if scale is None else 1.0,
@@ -111,7 +80,7 @@ def attend_step(
         query_bnd,
         compared_bmd,
         values_bmd,
-        seen(b, alternatives_of(op.mask), held_bmd, z_bnd),
+        pairs_of(b, alternatives_of(op.mask), None, z_bnd, held_bmd),
         q_num_heads=op.heads,
         kv_num_heads=op.heads,
     )
@@ -125,6 +94,7 @@ def position_step(
         facts: Positions = typing.facts
         width = typing.output.shape[1].bound
         table = b.constant(sincos_table(facts, width, op.of.temperature).astype(np.float32))
-    places_n = places(b, b.integers(0), length(b, z_bnd))
-    places_bn = b("Add", b("Unsqueeze", past_b, b.integers(1)), places_n)
+    zero, one = (b.constant(np.asarray(value, np.int64)) for value in (0, 1))
+    count = b("Squeeze", length(b, z_bnd))
+    places_bn = b("Add", b("Unsqueeze", past_b, b.integers(1)), b("Range", zero, count, one))
     return b("Add", z_bnd, b("Gather", table, places_bn, axis=0))
