@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+import crate_dsl
 from crate_dsl.compiler.operators import (
     Inverse,
     LearnedInverse,
@@ -19,6 +22,7 @@ from crate_dsl.compiler.operators import (
 )
 from crate_dsl.compiler.steps.tokens.operator import Append, Drop, Keep, Pool, Prepend, Select
 from crate_dsl.compiler.types import Dim, Grid, Layout, Segment, Symbol, TensorType, floats
+from tests.compiler.specs import elaborated
 from tests.steps.harness import Step, borrowed, step
 
 #: Float32 sums of some ten numbers of size one, in two orders.
@@ -243,3 +247,29 @@ def test_what_is_lost_has_no_inverse() -> None:
     name = Tokens("patches")
     for operator in (Drop(tokens=name), Keep(tokens=name), Select(tokens=name), Pool()):
         assert isinstance(operator.inverse(LearnedInverse()), NoInverse)
+
+
+# ------------------------------------------------------------------ in a stage
+
+
+def test_a_learned_token_of_a_stage_is_called_as_it_is_declared(tmp_path: Path) -> None:
+    """Also in a copy of the stage, which owns another one, and in an inverse."""
+    text = """model m(dim = 8) {
+        input z : float[n <= 6, dim]
+        stage reader = {
+            input tokens
+            learn told : float[dim] = normal(1)
+            stage inner = prepend(told) -> sparsify
+            stage outer = inverse(inner, mode = learned)
+            seen = tokens -> inner
+            output (seen -> outer) + (seen -> keep(told) -> pool)
+        }
+        stage other = copy(reader)
+        y = z -> reader -> other
+        output y
+    }"""
+    graph = elaborated(text)
+    assert [path for path in graph.slots if path.endswith("told")] == ["reader.told", "other.told"]
+    net = crate_dsl.build(graph, seed=0)
+    assert net(torch.randn(2, 5, 8)).shape == (2, 5, 8)
+    assert crate_dsl.export(graph, net, tmp_path / "m.onnx").passed

@@ -88,19 +88,24 @@ class Append(Operator):
 def _without(added: Weight | Port) -> Inverse | NoInverse:
     if isinstance(added, Port):
         return NoInverse("`tokens` is handed over to it, and nobody hands it to its inverse")
-    return Inverse(Drop(tokens=Tokens(added.name)))
+    return Inverse(Drop(tokens=Tokens(_called(added))))
+
+
+def _called(added: Weight) -> str:
+    """The name of a `learn` where it is declared, without that of the stage that owns it: so it is spoken of there."""
+    return added.name.rpartition(".")[2]
 
 
 def _added(step: str, given: Weight | Port, tokens: TensorType) -> tuple[Segment, ...]:
     """The segments of what is joined."""
     width = width_of(step, tokens)
     learned = isinstance(given, Weight)
-    shape, named = given.type.shape, f"`{given.name}` is" if isinstance(given, Weight) else "these are"
+    shape, named = given.type.shape, f"`{_called(given)}` is" if isinstance(given, Weight) else "these are"
     ranks = (1, 2) if learned else (2,)
     if given.type.kind != "float" or given.type.rank not in ranks or shape[-1] != tokens.shape[1]:
         what = "learned tokens" if learned else "tokens"
         help = (
-            f"`learn {given.name} : float[{width}]` is one such token, `float[2, {width}]` are two"
+            f"`learn {_called(given)} : float[{width}]` is one such token, `float[2, {width}]` are two"
             if isinstance(given, Weight)
             else f"what is joined is float[tokens, {width}]"
         )
@@ -112,7 +117,9 @@ def _added(step: str, given: Weight | Port, tokens: TensorType) -> tuple[Segment
             label=str(given.type),
         )
     if isinstance(given, Weight):
-        added: tuple[Segment, ...] = (Segment(given.name, shape[0] if given.type.rank == 2 else Dim.of(1)),)
+        added: tuple[Segment, ...] = (
+            Segment(_called(given), shape[0] if given.type.rank == 2 else Dim.of(1)),
+        )
     else:
         added = layout_of(given.type).segments
     for segment in added:
