@@ -35,6 +35,8 @@ BYTES = 256
 #: The most pieces of a vocabulary of pieces, and the longest of them in bytes; a vocabulary as JSON is no longer.
 MOST_PIECES, LONGEST_PIECE = 2**18, 256
 MAXIMUM_JSON = 2**24
+#: Characters that are shown before and behind one that is wrong.
+AROUND = 10
 #: A pair of pieces that stands together less often than that becomes none.
 LEAST_OFTEN = 2
 
@@ -117,9 +119,8 @@ class Characters(Vocabulary):
         if len(unknown):
             at = int(unknown[0])
             raise UserError(
-                f"{_named(text[at])} is none of the {self.size:,} characters of the vocabulary: "
-                f"{place(text[:at])}, `{text[max(0, at - 10) : at + 10]}`",
-                "a vocabulary that writes every text: --vocabulary bytes, or bpe:SIZE",
+                f"{_named(text[at])} is none of the {self.size:,} characters of the vocabulary: {_around(text, at)}",
+                "a network that is trained with --vocabulary bytes, or bpe:SIZE, reads every text",
             )
         return ids_n
 
@@ -272,11 +273,12 @@ def _trained(portions: Iterable[str], size: int) -> Bpe:
     from pydantic_core import from_json as plain
     from tokenizers import Tokenizer
     from tokenizers.models import BPE
-    from tokenizers.pre_tokenizers import ByteLevel
+    from tokenizers.pre_tokenizers import ByteLevel, FixedLength, Sequence
     from tokenizers.trainers import BpeTrainer
 
     tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    # Each merge goes through the words that it is in: a line of a million letters would take hours.
+    tokenizer.pre_tokenizer = Sequence([ByteLevel(add_prefix_space=False), FixedLength(LONGEST_PIECE)])
     letters = _letters()
     trainer = BpeTrainer(
         vocab_size=size,
@@ -294,7 +296,7 @@ def _trained(portions: Iterable[str], size: int) -> Bpe:
     return Bpe(merges=tuple(merges))
 
 
-# ------------------------------------------------------------------ letters and places
+# ------------------------------------------------------------------ letters
 
 
 def _letters() -> list[str]:
@@ -314,7 +316,7 @@ def _utf8(text: str) -> bytes:
         return text.encode("utf-8")
     except UnicodeEncodeError as problem:
         at = problem.start
-        raise UserError(f"{_named(text[at])} is no character: {place(text[:at])}") from problem
+        raise UserError(f"{_named(text[at])} is no character: {_around(text, at)}") from problem
 
 
 def _named(character: str) -> str:
@@ -322,10 +324,7 @@ def _named(character: str) -> str:
     return f"{shown}(U+{ord(character):04X})" if shown else f"U+{ord(character):04X}"
 
 
-def place(before: str) -> str:
-    r"""Where a text goes on behind `before`, for a message.
-
-    >>> place("to be\nor not")
-    'line 2, column 7'
-    """
-    return f"line {before.count(chr(10)) + 1}, column {len(before) - before.rfind(chr(10))}"
+def _around(text: str, at: int) -> str:
+    """What stands around a place, for a message."""
+    near = text[max(0, at - AROUND) : at + AROUND + 1]
+    return "`" + "".join(sign if sign.isprintable() else " " for sign in near) + "`"
