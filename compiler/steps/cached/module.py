@@ -30,20 +30,13 @@ class CompressStep(SubspaceModule):
     def forward(
         self, z_bnd: Tensor, past_b: Tensor, before_bmi: Tensor, **given: Tensor
     ) -> tuple[Tensor, Tensor]:
-        op = self.operator
+        before = before_bmi.shape[1]
         x_bnd = self._normalised(z_bnd, given)
         w_bmi = torch.cat([before_bmi, self._projected(x_bnd, given)], dim=1)
         w_bkmp = self._heads(w_bmi)
         compared_bkmp = self._placed(w_bkmp)
-        query_bknp = compared_bkmp[:, :, before_bmi.shape[1] :]
-        fixed = op.scale is None or isinstance(op.scale, float)
-        heads_bknp = attention(
-            query_bknp if fixed else self._scaled(query_bknp, self.scalar("scale", given.get("scale"))),
-            compared_bkmp,
-            w_bkmp,
-            mask=seen(op.mask, before_bmi.shape[1], z_bnd),
-            scale=op.softmax_scale if fixed else 1.0,
-        )
+        mask_nm = seen(self.operator.mask, before, z_bnd)
+        heads_bknp = self._attended(compared_bkmp[:, :, before:], compared_bkmp, w_bkmp, given, mask=mask_nm)
         branch_bnd = self._led_back(x_bnd, heads_bknp, self._rate(z_bnd, given), given)
         return z_bnd + self._dropped(branch_bnd), w_bmi
 

@@ -9,7 +9,7 @@ from crate_dsl.compiler.operators import Typing
 from crate_dsl.compiler.steps.attend.onnx_masks import pairs_of
 from crate_dsl.compiler.steps.cached.operator import AttendStep, CompressStep, PositionStep, alternatives_of
 from crate_dsl.compiler.steps.classic.onnx import affine
-from crate_dsl.compiler.steps.compress.onnx import factors, led_back, projected
+from crate_dsl.compiler.steps.compress.onnx import attention, factors, led_back, placed, projected
 from crate_dsl.compiler.steps.position.operator import Positions
 from crate_dsl.compiler.steps.position.tables import sincos_table
 from crate_dsl.compiler.steps.rotary.onnx import rotated
@@ -30,22 +30,13 @@ def compress_step(
     b: Body, op: CompressStep, typing: Typing, z_bnd: str, past_b: str, before_bmi: str, **given: str
 ) -> tuple[str, str]:
     x_bnd, query_bni = projected(b, op, z_bnd, given)
-    compared_bmi = w_bmi = joined(b, before_bmi, query_bni)
-    if isinstance(op.positions, Rotary):
-        compared_bmi = rotated(b, w_bmi, op.subspaces, op.rank, op.positions.base)
+    w_bmi = joined(b, before_bmi, query_bni)
+    compared_bmi = placed(b, op, w_bmi)
+    if compared_bmi != w_bmi:
         end = b.integers(np.iinfo(np.int64).max)
         query_bni = b("Slice", compared_bmi, length(b, before_bmi), end, b.integers(1))
-    scale = given.get("scale")
-    heads_bni = b(
-        "Attention",
-        query_bni if scale is None else b("Mul", query_bni, b.scalar(op, "scale", scale)),
-        compared_bmi,
-        w_bmi,
-        pairs_of(b, alternatives_of(op.mask), None, z_bnd, before_bmi),
-        q_num_heads=op.subspaces,
-        kv_num_heads=op.subspaces,
-        scale=op.softmax_scale if scale is None else 1.0,
-    )
+    mask = pairs_of(b, alternatives_of(op.mask), None, z_bnd, before_bmi)
+    heads_bni = attention(b, op, query_bni, compared_bmi, w_bmi, given, mask)
     alpha, rate = factors(b, op, typing, z_bnd, given)
     return b("Add", z_bnd, led_back(b, op, x_bnd, heads_bni, rate, alpha, given)), w_bmi
 

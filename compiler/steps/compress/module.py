@@ -83,19 +83,36 @@ class SubspaceModule(StepModule):
         if not op.attends:
             heads_bknp, _ = self._summarised(w_bnm, given)
             return self._dropped(self._led_back(x_bnd, heads_bknp, rate, given))
-        # A softmax scale that is a number is left to the kernel; one that is a tensor multiplies the queries.
-        fixed = op.scale is None or isinstance(op.scale, float)
         w_bknp = self._heads(w_bnm)
         compared_bknp = self._placed(w_bknp)
-        heads_bknp = attention(
-            compared_bknp if fixed else self._scaled(compared_bknp, self.scalar("scale", given.get("scale"))),
+        heads_bknp = self._attended(
+            compared_bknp,
             compared_bknp,
             w_bknp,
+            given,
             mask=self._mask(z_bnd, given),
             causal=op.mask == "causal",
-            scale=op.softmax_scale if fixed else 1.0,
         )
         return self._dropped(self._led_back(x_bnd, heads_bknp, rate, given))
+
+    def _attended(
+        self,
+        query_bknp: Tensor,
+        key_bkmp: Tensor,
+        value_bkmp: Tensor,
+        given: Mapping[str, Tensor],
+        *,
+        mask: Tensor | None,
+        causal: bool = False,
+    ) -> Tensor:
+        """Attention within the subspaces, (B, K, N, p)."""
+        # A softmax scale that is a number is left to the kernel; one that is a tensor multiplies the queries.
+        scale = self.operator.scale
+        if scale is None or isinstance(scale, float):
+            scale = self.operator.softmax_scale
+        else:
+            query_bknp, scale = self._scaled(query_bknp, self.scalar("scale", given.get("scale"))), 1.0
+        return attention(query_bknp, key_bkmp, value_bkmp, mask=mask, causal=causal, scale=scale)
 
     def _dropped(self, branch_bnd: Tensor) -> Tensor:
         return F.dropout(branch_bnd, self.operator.dropout, self.training)

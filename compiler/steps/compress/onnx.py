@@ -164,22 +164,43 @@ def projected(b: Body, op: SubspaceStep, z_bnd: str, given: Mapping[str, str]) -
 
 def attended(b: Body, op: SubspaceStep, typing: Typing, w_bnm: str, given: Mapping[str, str]) -> str:
     """Attention with q = k = v, but for a rotation of what is compared: (B, N, m)."""
-    scale, compared_bnm = given.get("scale"), w_bnm
-    if isinstance(op.positions, Rotary):
-        compared_bnm = rotated(b, w_bnm, op.subspaces, op.rank, op.positions.base)
-    query_bnm = compared_bnm if scale is None else b("Mul", compared_bnm, b.scalar(op, "scale", scale))
-    arguments = [query_bnm, compared_bnm, w_bnm]
+    compared_bnm, mask = placed(b, op, w_bnm), None
     if isinstance(op.mask, Rule):
-        arguments.append(ruled(b, op.mask, typing.facts, w_bnm, given.get("mask")))
+        mask = ruled(b, op.mask, typing.facts, w_bnm, given.get("mask"))
     elif "mask" in given:
-        arguments.append(of_keys(b, given["mask"]))
+        mask = of_keys(b, given["mask"])
+    return attention(b, op, compared_bnm, compared_bnm, w_bnm, given, mask, causal=op.mask == "causal")
+
+
+def placed(b: Body, op: SubspaceStep, w_bnm: str) -> str:
+    """What is compared: W, rotated by its places where that is asked for."""
+    if not isinstance(op.positions, Rotary):
+        return w_bnm
+    return rotated(b, w_bnm, op.subspaces, op.rank, op.positions.base)
+
+
+def attention(
+    b: Body,
+    op: SubspaceStep,
+    query_bnm: str,
+    key_bmm: str,
+    value_bmm: str,
+    given: Mapping[str, str],
+    mask: str | None,
+    causal: bool = False,
+) -> str:
+    """Attention within the subspaces, with a scale that may be a tensor: (B, N, m)."""
+    scale = given.get("scale")
     return b(
         "Attention",
-        *arguments,
+        query_bnm if scale is None else b("Mul", query_bnm, b.scalar(op, "scale", scale)),
+        key_bmm,
+        value_bmm,
+        *([] if mask is None else [mask]),
         q_num_heads=op.subspaces,
         kv_num_heads=op.subspaces,
         scale=op.softmax_scale if scale is None else 1.0,
-        is_causal=int(op.mask == "causal"),
+        is_causal=int(causal),
     )
 
 
