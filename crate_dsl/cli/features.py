@@ -85,11 +85,13 @@ def features(
     from rich.console import Console
 
     console = Console(width=WIDTH, highlight=False)
-    console.print(
-        f"{found.run}: {found.train_images:,} training and {found.test_images:,} test images of {found.data}, "
+    head = (
+        f"{found.output} of {found.run}",
+        f"{found.train_images:,} training and {found.test_images:,} test images of {found.data}, "
         f"{found.classes} classes\n",
-        markup=False,
     )
+    for line in head:
+        console.print(line, markup=False, soft_wrap=True)
     console.print(_table(found))
 
 
