@@ -130,7 +130,7 @@ def ramp(batch: int, height: int = HEIGHT, width: int = WIDTH) -> Tensor:
 
 
 def crops(seed: int, x: Tensor, **arguments: object) -> Tensor:
-    operator = Crops(**{"count": 2, "size": 8, **arguments})  # type: ignore[arg-type]
+    operator = Crops(**{"count": 2, "size": 24, **arguments})  # type: ignore[arg-type]
     item = step(operator, floats(*x.shape[1:]))
     (cut,) = drawn(seed, lambda: item.module(x))
     assert tuple(dim.static for dim in item.typing.output.shape) == cut.shape[1:]
@@ -138,7 +138,10 @@ def crops(seed: int, x: Tensor, **arguments: object) -> Tensor:
 
 
 def boxes(cut: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Left, top, width, height and whether flipped of the crops of a ramp, read off the middle two pixels."""
+    """Left, top, width, height and whether flipped of the crops of a ramp, read off the middle two pixels.
+
+    A ramp is itself between its pixels; where it is shrunk, it is so only nearly.
+    """
     size = cut.shape[-1]
     left, right = size // 2 - 1, size // 2
     step_x = cut[:, :, 0, left, right] - cut[:, :, 0, left, left]
@@ -181,9 +184,9 @@ def test_a_long_picture_gives_the_largest_part_of_the_nearest_ratio() -> None:
 
 def test_the_whole_picture_is_the_picture() -> None:
     x = torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(0))
-    cut = crops(4, x, count=3, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
+    cut = crops(4, x, count=3, size=8, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
     assert (cut - x[:, None]).abs().max() < PLACE
-    cut = crops(4, x, count=3, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=1.0)
+    cut = crops(4, x, count=3, size=8, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=1.0)
     assert (cut - x.flip(3)[:, None]).abs().max() < PLACE
 
 
@@ -192,28 +195,35 @@ def test_beyond_the_edge_the_edge_goes_on() -> None:
     assert (crops(5, torch.ones(3, 2, 8, 8), size=32, scale=(1.0, 1.0)) - 1).abs().max() < PLACE
 
 
-def test_pixels_between_pixels_are_interpolated() -> None:
-    """Each pixel of a crop is the bilinear mean of the four pixels around its place; edges go on beyond the picture."""
+@pytest.mark.parametrize("size", [6, 40])
+def test_pixels_are_means_over_those_they_stand_for(size: int) -> None:
+    """Enlarged, the bilinear mean of the four around; shrunk, a mean that falls to nothing one new pixel away."""
     x = torch.randn(4, 2, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
-    size = 6
     cut = crops(5, x, size=size, scale=(0.05, 0.9))
-    left, top, wide, tall, flipped = (
-        v.double() for v in boxes(crops(5, ramp(4), size=size, scale=(0.05, 0.9)))
-    )
+    left, top, wide, tall, flipped = (v.double() for v in boxes(crops(5, ramp(4), scale=(0.05, 0.9))))
+
+    def weights(place: float, step: float, count: int) -> Tensor:
+        found = [max(0.0, 1 - abs(pixel + 0.5 - place) / max(1.0, step)) for pixel in range(count)]
+        return torch.tensor(found, dtype=torch.float64) / sum(found)
+
+    assert (wide.max() / 6 > 2) and (tall.max() / 40 < 1)
     for b in range(4):
         for k in range(2):
-            for i in range(size):
-                for j in range(size):
+            for i in range(0, size, 3):
+                rows = weights(float((top + tall * (i + 0.5) / size)[b, k]), float(tall[b, k]) / size, HEIGHT)
+                for j in range(0, size, 3):
                     across = (size - j - 0.5 if flipped[b, k] else j + 0.5) / size
-                    column = float((left + wide * across)[b, k]) - 0.5
-                    row = float((top + tall * (i + 0.5) / size)[b, k]) - 0.5
-                    wanted = torch.zeros(2, dtype=torch.float64)
-                    column, row = min(max(column, 0), WIDTH - 1), min(max(row, 0), HEIGHT - 1)
-                    for r in {int(row), min(int(row) + 1, HEIGHT - 1)}:
-                        for c in {int(column), min(int(column) + 1, WIDTH - 1)}:
-                            weight = max(0, 1 - abs(row - r)) * max(0, 1 - abs(column - c))
-                            wanted += weight * x[b, :, r, c].double()
+                    place = float((left + wide * across)[b, k])
+                    columns = weights(place, float(wide[b, k]) / size, WIDTH)
+                    wanted = torch.einsum("h,chw,w->c", rows, x[b].double(), columns)
                     assert (cut[b, k, :, i, j].double() - wanted).abs().max() < 10 * PLACE
+
+
+def test_fine_detail_is_not_skipped() -> None:
+    """A board of single black and white pixels, shrunk to a fourth, is grey."""
+    board = (torch.arange(32)[:, None] + torch.arange(32)).remainder(2).float().expand(2, 1, 32, 32)
+    cut = crops(6, board, size=8, scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    assert (cut[..., 1:-1, 1:-1] - 0.5).abs().max() < PLACE
 
 
 # ------------------------------------------------------------------ augment

@@ -1,13 +1,12 @@
 """Random steps in torch. They draw on the device of what they are given, from torch's own generator for it.
 
-Axes: B batch, n tokens; C channels, H x W pixels, k crops of S x S.
+Axes: B batch, n tokens; C channels, H x W pixels, k crops of S x S (s down, t across).
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from crate_dsl.compiler.modules import StepModule, precise
 
@@ -33,18 +32,17 @@ class Crops(StepModule):
     """(B, C, H, W) -> (B, k, C, S, S)."""
 
     def forward(self, x_bchw: Tensor) -> Tensor:
-        op = self.operator
-        # One crop under the other, as one grid: no picture is copied for each of its crops.
-        places = self._places(x_bchw).flatten(1, 2)
+        rows_bksh, columns_bktw = self._weights(x_bchw)
         with torch.autocast(x_bchw.device.type, enabled=False):
-            cut_bcys = F.grid_sample(precise(x_bchw), places, padding_mode="border", align_corners=False)
-        return cut_bcys.unflatten(2, (op.count, op.size)).transpose(1, 2).to(x_bchw.dtype)
+            lines_bkcsw = torch.einsum("bksh,bchw->bkcsw", rows_bksh, precise(x_bchw))
+            cut_bkcst = torch.einsum("bkcsw,bktw->bkcst", lines_bkcsw, columns_bktw)
+        return cut_bkcst.to(x_bchw.dtype)
 
-    def _places(self, x_bchw: Tensor) -> Tensor:
-        """Where pixels of crops lie in a picture whose edges are -1 and 1: (B, k, S, S, 2), across before down."""
-        op, device = self.operator, x_bchw.device
-        long = x_bchw.shape[3] / x_bchw.shape[2]  # W / H
-        area, aspect, left, top, flip = torch.rand(len(x_bchw), op.count, 5, device=device).unbind(-1)
+    def _weights(self, x_bchw: Tensor) -> tuple[Tensor, Tensor]:
+        """Of which rows, and of which columns, the pixels of crops are means: (B, k, S, H) and (B, k, S, W)."""
+        op, (batch, _, height, width), device = self.operator, x_bchw.shape, x_bchw.device
+        long = width / height
+        area, aspect, left, top, flip = torch.rand(batch, op.count, 5, device=device).unbind(-1)
         share = op.scale[0] + (op.scale[1] - op.scale[0]) * area
         # A part of the area s W H with w / h = r fits into the picture where s W/H <= r <= (1/s) W/H.
         low, high = (bound.clamp(*op.ratio).log() for bound in (share * long, long / share))
@@ -56,8 +54,22 @@ class Crops(StepModule):
         across_bks = torch.where(flip[..., None] < op.flip, 1 - middle_s, middle_s)
         x_bks = (left * (1 - wide))[..., None] + wide[..., None] * across_bks
         y_bks = (top * (1 - tall))[..., None] + tall[..., None] * middle_s
-        places = torch.broadcast_tensors(x_bks[:, :, None, :], y_bks[:, :, :, None])
-        return 2 * torch.stack(places, dim=-1) - 1
+        return (
+            _triangles(y_bks * height - 0.5, tall * height / op.size, height),
+            _triangles(x_bks * width - 0.5, wide * width / op.size, width),
+        )
+
+
+def _triangles(places_bks: Tensor, steps_bk: Tensor, count: int) -> Tensor:
+    """Weights of `count` pixels in the means around places, which are a step apart: (B, k, S, count).
+
+    They fall to zero at the distance of one step, but not within one pixel: bilinear interpolation where pixels are
+    enlarged, and where they are shrunk a mean over those that one stands for.
+    """
+    pixels = torch.arange(count, device=places_bks.device)
+    reach_bk11 = steps_bk.clamp(min=1)[..., None, None]
+    weights = (1 - (pixels - places_bks[..., None]).abs() / reach_bk11).clamp(min=0)
+    return weights / weights.sum(-1, keepdim=True)
 
 
 class Augment(StepModule):

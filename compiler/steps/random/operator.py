@@ -94,7 +94,8 @@ class Crops(_Drawn):
     height is uniform in the logarithm within those of `ratio` at which it fits into the picture, so that no area is
     drawn more seldom; its place is uniform; with probability `flip` it is mirrored. Where no such part fits, as the
     whole of a long picture, it is the largest of the nearest `ratio`. Pixels between pixels are interpolated
-    (bilinear), without smoothing before: of parts that are more than twice as wide as `size`, fine detail is skipped.
+    (bilinear); where a part is brought to fewer pixels, each is a mean over those that it stands for (a triangle as
+    wide as two of the new pixels), so that nothing is skipped.
     """
 
     word: ClassVar[str] = "crops"
@@ -126,7 +127,9 @@ class Crops(_Drawn):
                     at=argument,
                 )
         out = floats(self.count, image.shape[0], self.size, self.size)
-        return Typing((out,), flops=8 * out.elements)
+        _, height, width = (dim.bound for dim in image.shape)
+        lines = self.count * image.shape[0].bound * self.size * width
+        return Typing((out,), flops=2 * (lines * height + out.elements * width))
 
 
 class Augment(_Drawn):
