@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,6 +26,7 @@ from crate_dsl.compiler.lower.precision import PRECISIONS, Precision, reduced, s
 from crate_dsl.compiler.metadata import PREFIX, json_text
 from crate_dsl.compiler.network import Network
 from crate_dsl.compiler.prove import Proof, ProofError, cases, compare, perturb
+from crate_dsl.compiler.stepping import step_graph
 from crate_dsl.compiler.weights import plain_weights
 from crate_dsl.language.diagnostics import UserError
 
@@ -45,6 +47,7 @@ def export(
     precision: Precision = "float32",
     samples: Samples | None = None,
     agreement: float = AGREEMENT,
+    cache: bool = False,
 ) -> Proof:
     """Write a network as ONNX, if the file computes what the network computes.
 
@@ -58,6 +61,8 @@ def export(
         precision: Of the matrices, and of the products with them; what goes in and comes out is float32.
         samples: Real data, which a file in fewer bits is made with and judged by. float32 needs none.
         agreement: The least share of the test samples for which a file in fewer bits must say what float32 says.
+        cache: Write the network for the next tokens alone, as `stepped` makes it. It is held against the network on all
+            tokens; the metadata's `cache` names what it is given and gives beside them.
 
     Returns:
         The proof; a `ReducedProof` where the precision is not float32.
@@ -65,7 +70,7 @@ def export(
     Raises:
         ProofError: the file does not compute the same, or is not valid; nothing was written.
         UserError: the path cannot be written, the weights are not float32 and finite, or there is no such rewrite or
-            precision, or nothing to judge by.
+            precision, or nothing to judge by; with `cache`, the network is not causal.
 
     Warns:
         NotCertified: `mode = fixed_point(m)`, and at these weights nothing says that its iterations converge.
@@ -77,15 +82,22 @@ def export(
         )
         raise UserError(f"`{target}` {what}")
     check_precision(precision, samples, agreement)
-    weights = plain_weights(graph, net)
+    if graph.cache is not None:
+        raise UserError("this network is one for the next tokens: export what it was made of", "cache = True")
+    if cache and samples is not None:
+        raise UserError("a network with a cache is exported in float32 alone", exit_code=2)
+    written = step_graph(graph) if cache else graph
+    if written.cache is not None:
+        metadata = {**metadata, "cache": json_text(asdict(written.cache))}
+    weights = plain_weights(written, net)
     if isinstance(net, Network):
         contractions.warn(net)
     with _aside(target) as file:
         exact = file if samples is None else file.parent / "float32" / file.name
         exact.parent.mkdir(exist_ok=True)
-        save(lowered_model(graph, weights, lower, metadata), exact)
+        save(lowered_model(written, weights, lower, metadata), exact)
         check(exact)
-        proof = prove(graph, net, exact, metadata, lower)
+        proof = prove(graph, net, exact, metadata, lower, written)
         if not proof.passed:
             raise ProofError(
                 f"`{target}` is not written: it does not compute what torch computes", proof=proof
@@ -196,21 +208,31 @@ def check(file: Path) -> None:
 
 
 def prove(
-    graph: ModelGraph, net: nn.Module, file: Path, metadata: Mapping[str, str] = {}, lower: str = "none"
+    graph: ModelGraph,
+    net: nn.Module,
+    file: Path,
+    metadata: Mapping[str, str] = {},
+    lower: str = "none",
+    written: ModelGraph | None = None,
 ) -> Proof:
     """Compare a written file with the network, and then the same export at perturbed weights (which is not kept).
+
+    `written` is what the file was made of, where that is the network for the next tokens.
 
     Raises:
         ProofError: onnxruntime cannot run it at all; differences are in the proof's rows.
     """
+    written = written or graph
     reference = copy.deepcopy(net).cpu().eval()
     wanted = cases(graph)
-    rows = [*compare(graph, reference, file, [case for case in wanted if case.weights == "given"])]
+    given = [case for case in wanted if case.weights == "given"]
+    rows = [*compare(graph, reference, file, given, cache=written.cache)]
     perturb(reference, graph.slots)
     with TemporaryDirectory(dir=file.parent) as folder:
         perturbed = Path(folder) / file.name
-        save(lowered_model(graph, plain_weights(graph, reference), lower, metadata), perturbed)
-        rows += compare(graph, reference, perturbed, [case for case in wanted if case.weights == "perturbed"])
+        save(lowered_model(written, plain_weights(written, reference), lower, metadata), perturbed)
+        moved = [case for case in wanted if case.weights == "perturbed"]
+        rows += compare(graph, reference, perturbed, moved, cache=written.cache)
     return Proof(tuple(rows))
 
 

@@ -108,13 +108,13 @@ class Average:
 class Cache:
     """What a network for the next tokens is given, and gives, beside them: names of its inputs and outputs.
 
-    `tokens` is the input of the next tokens, `past` that of how many were before (None where nothing asks), `scores`
-    the first output, and `states` are pairs: what is held of the tokens before, and what is to be held after them. A
-    state whose first length is known only at run time has none at first; any other is zero at first.
+    `tokens` is the input of the next tokens, `past` that of how many were before, `scores` the first output, and
+    `states` are pairs: what is held of the tokens before, and what is to be held after them. A state whose first length
+    is known only at run time has none at first; any other is zero at first.
     """
 
     tokens: str
-    past: str | None
+    past: str
     scores: str
     states: tuple[tuple[str, str], ...]
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from crate_dsl.compiler.constraints import constrain_
 from crate_dsl.compiler.draws import DrawForm
-from crate_dsl.compiler.graph import Entry, ModelGraph, Value
+from crate_dsl.compiler.graph import Cache, Entry, ModelGraph, Value
 from crate_dsl.compiler.operators import Slot
 from crate_dsl.compiler.runtime import ONNXRUNTIME_ERRORS, bare_session
 from crate_dsl.compiler.types import Symbol
@@ -60,12 +60,16 @@ TRUE_SHARE = 0.75
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One comparison: which weights, how many samples, inputs of what size, and the lengths known at run time."""
+    """One comparison: which weights, how many samples, inputs of what size, and the lengths known at run time.
+
+    Where a network takes the next tokens alone, `portions` are those in which it is given them.
+    """
 
     weights: Literal["given", "perturbed"]
     batch: int
     scale: float
     lengths: Mapping[str, int] = field(default_factory=dict)
+    portions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,7 @@ class Proof:
         from rich.table import Table
 
         with_lengths = any(row.case.lengths for row in self.rows)
+        with_portions = any(row.case.portions for row in self.rows)
         table = Table(
             box=SIMPLE_HEAD,
             title="onnxruntime against torch",
@@ -125,6 +130,8 @@ class Proof:
         table.add_column("batch", justify="right", no_wrap=True)
         if with_lengths:
             table.add_column("lengths", overflow="fold")
+        if with_portions:
+            table.add_column("portions", overflow="fold")
         table.add_column("inputs", justify="right", no_wrap=True)
         table.add_column("output", overflow="fold")
         for head in ("largest", "error", "allowed"):
@@ -136,6 +143,7 @@ class Proof:
                 row.case.weights,
                 str(row.case.batch),
                 *([lengths] if with_lengths else []),
+                *([" + ".join(map(str, row.case.portions))] if with_portions else []),
                 f"× {row.case.scale:g}",
                 row.output,
                 *(f"{number:.1e}" for number in (row.largest, row.error, row.tolerance)),
@@ -251,15 +259,30 @@ def perturb(net: nn.Module, slots: Mapping[str, Slot] = {}, seed: int = 0) -> No
     constrain_(net.state_dict(), slots)
 
 
+def portions(count: int, batch: int) -> tuple[int, ...]:
+    """How so many tokens are given: many at first, then one by one, then the rest; or the other way round."""
+    if count < 4:
+        return (1,) * count
+    first = count // 2
+    found = (first, 1, 1, *([count - first - 2] if count - first > 2 else []))
+    return found if batch % 2 else found[::-1]
+
+
 # ------------------------------------------------------------------ comparing
 
 
 def compare(
-    graph: ModelGraph, net: nn.Module, file: str | PathLike[str], wanted: Sequence[Case], seed: int = 0
+    graph: ModelGraph,
+    net: nn.Module,
+    file: str | PathLike[str],
+    wanted: Sequence[Case],
+    seed: int = 0,
+    cache: Cache | None = None,
 ) -> Iterator[Row]:
     """Run these cases in torch and in onnxruntime (on the CPU), and measure every output.
 
-    `net` is on the CPU, in evaluation mode, and has the file's weights.
+    `net` is on the CPU, in evaluation mode, and has the file's weights. With a `cache`, the file is its network for the
+    next tokens, and is given the tokens in portions, each with what it held after the last one.
 
     Raises:
         ProofError: onnxruntime refuses the file or its inputs, or gives another shape.
@@ -272,11 +295,18 @@ def compare(
         raise ProofError(f"onnxruntime refuses the exported file: {problem}") from problem
     for case in wanted:
         feeds = drawn_inputs(graph, case, generator)
+        if cache is not None:
+            # What says which tokens count is not asked for the next ones: all do.
+            feeds = {name: array | (array.dtype == np.bool_) for name, array in feeds.items()}
+            case = replace(case, portions=portions(feeds[cache.tokens].shape[1], case.batch))
         with torch.inference_mode():
             result = net(**{name: torch.from_numpy(array) for name, array in feeds.items()})
         expected = result if isinstance(result, Mapping) else {names[0]: result}
         try:
-            actual = session.run(names, feeds)
+            if cache is None:
+                actual = session.run(names, feeds)
+            else:
+                actual = _in_portions(session, cache, names, feeds[cache.tokens], case.portions)
         except ONNXRUNTIME_ERRORS as problem:
             raise ProofError(
                 f"onnxruntime cannot run the exported file ({_words(case)}): {problem}"
@@ -290,6 +320,30 @@ def compare(
                 )
             row = measure(case, name, reference, array)
             yield row if row.passed else _held_to_float64(net, feeds, row, reference, array)
+
+
+def _in_portions(
+    session: onnxruntime.InferenceSession,
+    cache: Cache,
+    names: Sequence[str],
+    tokens: NDArray[Any],
+    sizes: Sequence[int],
+) -> list[NDArray[Any]]:
+    """The outputs of a network for the next tokens, put together from those of each portion."""
+    batch, past = len(tokens), 0
+    states = {
+        item.name: np.zeros((batch, *(0 if isinstance(n, str) else n for n in item.shape[1:])), np.float32)
+        for item in session.get_inputs()
+        if item.name not in (cache.tokens, cache.past)
+    }
+    found = []
+    for size in sizes:
+        feeds = {cache.tokens: tokens[:, past : past + size], cache.past: np.full(batch, past), **states}
+        results = session.run([*names, *(after for _, after in cache.states)], feeds)
+        found.append(results[: len(names)])
+        states = {state: array for (state, _), array in zip(cache.states, results[len(names) :], strict=True)}
+        past += size
+    return [np.concatenate(parts, axis=1) for parts in zip(*found, strict=True)]
 
 
 def measure(case: Case, output: str, reference: NDArray[Any], array: NDArray[Any]) -> Row:

@@ -95,19 +95,14 @@ class _Stepping:
         after = {f"next_{k}": value for k, value in enumerate(self.after, 1)}
         if taken := sorted({*names, *after} & {*source.inputs, *source.outputs}):
             raise UserError(f"`{taken[0]}` is what a state is called: give it another name in the spec")
-        entries = {tokens.name: tokens}
-        if any(Value(past) in node.inputs for node in self.nodes):
-            entries[past] = Entry(past, self.types[Value(past)], span)
+        if not any(Value(past) in node.inputs for node in self.nodes):
+            raise UserError(f"`{source.model}` needs no cache: its tokens know nothing of each other")
+        entries = {tokens.name: tokens, past: Entry(past, self.types[Value(past)], span)}
         entries |= {name: Entry(name, type_, span) for name, type_ in names.items()}
         spoken = {value: name for value, name in source.names.items() if value in self.types}
         made = flat(source, entries, self.nodes, outputs | after, spoken)
-        cache = Cache(
-            tokens.name,
-            past if past in entries else None,
-            next(iter(outputs)),
-            tuple(zip(names, after, strict=True)),
-        )
-        return replace(made, cache=cache)
+        states = tuple(zip(names, after, strict=True))
+        return replace(made, cache=Cache(tokens.name, past, next(iter(outputs)), states))
 
     def _tokens(self) -> Entry:
         """The input of tokens, of any number from now on. Others are left out; whatever reads them says so."""

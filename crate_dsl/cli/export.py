@@ -88,6 +88,13 @@ def export(
             show_default=False,
         ),
     ] = None,
+    cache: Annotated[
+        bool,
+        typer.Option(
+            "--cache",
+            help="For the next tokens alone, given what is held of those before: `generate` computes each token once.",
+        ),
+    ] = False,
 ) -> None:
     """Write a network as ONNX, and prove it.
 
@@ -96,6 +103,7 @@ def export(
 
     crate-dsl export runs/first --out first.onnx
     crate-dsl export runs/first --precision int8 --out first-int8.onnx
+    crate-dsl export runs/shakespeare --cache --out shakespeare.onnx
     crate-dsl export specs/crate.crate@tiny --out untrained.onnx
     crate-dsl export c.crate --weights c.safetensors --scaling imagenet -o c.onnx
     """
@@ -107,6 +115,10 @@ def export(
             "`--data`, `--images` and `--agreement` say how fewer bits are judged: `--precision` asks for them",
             exit_code=2,
         )
+    if cache and precision not in (None, "float32"):
+        raise UserError(
+            f"a network with a cache is exported in float32 alone, not in {precision}", exit_code=2
+        )
     if (Path(target) / "run.json").is_file():
         if set or scaling or weights is not None or seed is not None:
             raise UserError(
@@ -116,7 +128,8 @@ def export(
             )
         from crate_dsl.training.run import export_run
 
-        proof = export_run(target, out, lower=lower, reduction=_reduction(precision, data, images, agreement))
+        asked = _reduction(precision, data, images, agreement)
+        proof = export_run(target, out, lower=lower, reduction=asked, cache=cache)
     else:
         if weights is not None and seed is not None:
             raise UserError("`--weights` and `--seed` both say what the weights are", exit_code=2)
@@ -149,6 +162,7 @@ def export(
             precision=asked.precision,
             samples=samples,
             agreement=asked.agreement,
+            cache=cache,
         )
     print(proof)
     size = sum(file.stat().st_size for file in (out, out.with_name(out.name + ".data")) if file.is_file())

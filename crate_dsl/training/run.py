@@ -194,16 +194,21 @@ def open_run(folder: str | Path) -> Run:
 
 
 def export_run(
-    folder: str | Path, path: str | Path, *, lower: str = "all", reduction: Reduction = FLOAT32
+    folder: str | Path,
+    path: str | Path,
+    *,
+    lower: str = "all",
+    reduction: Reduction = FLOAT32,
+    cache: bool = False,
 ) -> Proof:
     """Export a run's network, proved, with the scaling of its pixels and the names of its classes.
 
     `lower` are the exact rewrites that the file is made with: `all`, `none`, `fold,norm`, `-demand`. In fewer bits it
-    is judged by the test images of its own data, or of others.
+    is judged by the test images of its own data, or of others. With `cache` it is the network for the next tokens.
 
     Raises:
         UserError: there is no run, or its weights are damaged; the images do not fit the network; there is no such
-            rewrite.
+            rewrite; the network is not causal.
     """
     run = open_run(folder)
     net = run.net()
@@ -220,6 +225,7 @@ def export_run(
         precision=reduction.precision,
         samples=samples,
         agreement=reduction.agreement,
+        cache=cache,
     )
 
 
