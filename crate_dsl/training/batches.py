@@ -199,8 +199,8 @@ class Batches:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         lots = torch.Generator().manual_seed(stream(self.seed, self.epoch, 0))
         order_n = torch.randperm(len(self.held), generator=lots).to(self.held.lies)
-        for chosen_b in order_n[: len(self) * self.size].split(self.size):
-            yield self.held.batch(chosen_b)
+        for start in range(0, len(self) * self.size, self.size):
+            yield self.held.batch(order_n[start : start + self.size])
 
 
 @dataclass(frozen=True)

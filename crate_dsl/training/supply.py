@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import torch
+from rich.console import Console
 
 from crate_dsl.compiler.graph import ModelGraph
 from crate_dsl.language.diagnostics import UserError
@@ -93,7 +95,7 @@ class Images:
 class Texts:
     """Tokens of a corpus, memory-mapped. `characters` says how many each part has, `asked` which vocabulary was wanted.
 
-    `limit` is the most windows that are trained on. `keeper` removes the tokens' files, where they are nobody's.
+    `limit` is the most windows that are trained on.
     """
 
     noun: ClassVar[str] = "windows"
@@ -106,7 +108,6 @@ class Texts:
     tokens: Mapping[PartName, Tokens]
     characters: Mapping[PartName, int]
     limit: int | None = None
-    keeper: Any = field(default=None, repr=False)
 
     def windows(self, part: PartName) -> Windows:
         """A part, cut into windows."""
@@ -115,7 +116,7 @@ class Texts:
             self.tokens[part],
             self.reading.length,
             self.reading.kept is not None,
-            self.reading.vocabulary,
+            self.vocabulary.size,
         )
         return whole if part != "train" or self.limit is None else whole.first(self.limit)
 
@@ -126,7 +127,7 @@ class Texts:
     def told(self) -> list[str]:
         sizes = [f"{len(self.windows(part)):,} {name}" for part, name in _NAMES.items()]
         lines = [
-            f"{self.text}: {sum(map(len, self.tokens.values())):,} tokens, {self.vocabulary.size:,} different; "
+            f"{sum(map(len, self.tokens.values())):,} tokens, {self.vocabulary.size:,} different; "
             f"windows of {self.reading.length:,}: {', '.join(sizes)}"
         ]
         unused = self.reading.vocabulary - self.vocabulary.size
@@ -154,6 +155,7 @@ def asked_supply(
     vocabulary: str | None = None,
     limit: int | None = None,
     known: Known | None = None,
+    console: Console | None = None,
 ) -> Supply:
     """What a network is to be trained on, as a user asks for it. Texts are written into the run's folder `out`.
 
@@ -169,13 +171,13 @@ def asked_supply(
         images = open_data(data)
         return open_images(graph, images if limit is None else images.limited(limit))
     if known is None:
-        return open_texts(graph, data, vocabulary or CHARACTERS, out, limit)
+        return open_texts(graph, data, vocabulary or CHARACTERS, out, limit, console)
     if vocabulary not in (None, known.asked):
         raise UserError(
             f"the weights to begin with know the vocabulary of {known.name}, {known.asked}, and no {vocabulary}",
             "without --vocabulary, it is theirs",
         )
-    return replace(open_texts(graph, data, known.vocabulary, out, limit), asked=known.asked)
+    return replace(open_texts(graph, data, known.vocabulary, out, limit, console), asked=known.asked)
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,7 @@ def open_texts(
     vocabulary: str | Vocabulary,
     folder: Path | None = None,
     limit: int | None = None,
+    console: Console | None = None,
 ) -> Texts:
     """Texts that fit a network, written as tokens into a folder, or into one that lasts as long as what is given back.
 
@@ -212,6 +215,7 @@ def open_texts(
         vocabulary: one that is there, or `characters`, `bytes`, `bpe:SIZE`.
         folder: where `vocabulary.json` and `tokens/` are to lie.
         limit: train on at most so many windows, the first.
+        console: where it says what it reads, if anywhere.
 
     Raises:
         UserError: a file is no text; what the network reads is no text, or has too few tokens; the text is too short.
@@ -220,14 +224,15 @@ def open_texts(
     if asked:
         check_wanted(asked)
     corpus = open_corpus(data)
+    if console is not None:
+        console.print(f"{data}: {corpus}", highlight=False, markup=False, soft_wrap=True)
     fingerprint = corpus.fingerprint()
     if not isinstance(vocabulary, Vocabulary):
         vocabulary = made_for(asked, lambda: _characters(corpus), lambda: corpus.portions("train"))
     reading = check_reads(graph, data, vocabulary)
-    keeper = None
-    if folder is None:
-        keeper = tempfile.TemporaryDirectory(prefix="crate-dsl-")
-        folder = Path(keeper.name)
+    own = Path(tempfile.mkdtemp(prefix="crate-dsl-")) if folder is None else None
+    folder = folder or own
+    assert folder is not None
     characters = tokenize(corpus, vocabulary, folder / TOKENS)
     texts = Texts(
         data,
@@ -238,8 +243,9 @@ def open_texts(
         {part: open_tokens(folder / TOKENS / f"{part}.npy", vocabulary) for part in PARTS},
         characters,
         limit,
-        keeper,
     )
+    if own is not None:
+        weakref.finalize(texts, shutil.rmtree, own, ignore_errors=True)
     try:
         _check_length(texts)
     except UserError:

@@ -121,18 +121,17 @@ class Corpus:
             whole = (
                 len(block) if last else _whole_characters(block)
             )  # the last one may go on in the next block
-            left = block[whole:]
+            left, zero = block[whole:], block.find(0, 0, whole)
             try:
-                text = block[:whole].decode("utf-8")
+                text = block[: whole if zero < 0 else zero].decode("utf-8")
             except UnicodeDecodeError as problem:
                 byte, at = block[problem.start], offset + problem.start
                 raise UserError(
                     f"{path} is no text in UTF-8: byte {at:,} is 0x{byte:02x}",
                     f"another encoding is converted first: iconv -f latin1 -t utf-8 {path.name} > …",
                 ) from problem
-            if (zero := text.find("\0")) >= 0:
-                at = offset + len(text[:zero].encode())
-                raise UserError(f"{path} is no text: byte {at:,} is 0")
+            if zero >= 0:
+                raise UserError(f"{path} is no text: byte {offset + zero:,} is 0")
             yield text
 
     def _blocks(self, begin: int, end: int) -> Iterator[tuple[Path, int, bytes, bool]]:

@@ -103,6 +103,7 @@ def train(
         check_compiler(on)
     begins_with = start_of(graph, start)
     started = None if resume else started_from(begins_with, graph, seed)
+    shown = _shown(progress, console)
     run = open_run(out) if resume else None
     if run is not None and is_text(data) != (run.manifest.vocabulary is not None):
         raise UserError(f"{out} is another run: data was {run.manifest.data}, now it is {data}")
@@ -110,7 +111,9 @@ def train(
         supply: Supply = run.asked_again(data, vocabulary)
     else:
         known = started.start.run.known() if started is not None and started.start.run is not None else None
-        supply = asked_supply(graph, data, out, vocabulary=vocabulary, limit=limit, known=known)
+        supply = asked_supply(
+            graph, data, out, vocabulary=vocabulary, limit=limit, known=known, console=shown
+        )
     if in_force.patience is not None and not len(supply.held("validation", torch.device("cpu"))):
         raise UserError(
             f"`patience` needs validation {supply.noun}, and {data} is too small to hold some back"
@@ -125,7 +128,6 @@ def train(
         compiled=compile,
         start=begins_with,
     )
-    shown = _shown(progress, console)
     if run is not None:
         _check_same(run, wanted, spec_texts(graph))
     else:
