@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from crate_dsl.compiler.operators import Learned, Operator, Port, Typing
 from crate_dsl.compiler.types import Dim, Shapes, TensorType
+from crate_dsl.language.diagnostics import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,16 @@ class Bound:
 def precise(values: Tensor) -> Tensor:
     """A tensor in its own precision, or in float32 where that is a half: too coarse to be solved with, or summed up."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def check_places(places_bn: Tensor, count: int) -> None:
+    """Refuse tokens beyond the last of `count` places. A compiler cannot ask, and leaves it to whatever looks them up.
+
+    Raises:
+        UserError: some token is.
+    """
+    if not torch.compiler.is_compiling() and places_bn.numel() and (last := int(places_bn.max())) >= count:
+        raise UserError(f"token {last + 1:,} is one too many: the network knows {count:,} places")
 
 
 class StepModule(nn.Module):

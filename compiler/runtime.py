@@ -372,10 +372,10 @@ def _sizes(inputs: Mapping[str, TensorType], feeds: Mapping[str, NDArray[Any]]) 
                 wanted = _written(inputs[name])
                 where = f", where {dim.symbol.name} is {known}" if dim.symbol and length != known else ""
                 raise UserError(f"`{name}` wants {wanted}{where}, and is given shape {list(array.shape)}")
-            if dim.symbol and not 1 <= length <= dim.symbol.bound:
+            if dim.symbol and not dim.symbol.least <= length <= dim.symbol.bound:
                 raise UserError(
-                    f"`{name}` is given shape {list(array.shape)}: {dim.symbol.name} is {length}, and may be 1 to"
-                    f" {dim.symbol.bound}"
+                    f"`{name}` is given shape {list(array.shape)}: {dim.symbol.name} is {length}, and may be"
+                    f" {dim.symbol.least} to {dim.symbol.bound}"
                 )
             if dim.symbol:
                 lengths[dim.symbol.name] = length

@@ -12,10 +12,11 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
-    """A length known when the network runs: `n <= 1024`."""
+    """A length known when the network runs: `n <= 1024`, and at least `least`."""
 
     name: str
     bound: int
+    least: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +211,7 @@ def held(tokens: TensorType, width: int) -> TensorType:
     >>> str(held(floats(Dim.symbolic(Symbol("n", 8)), 5), 3))
     'float[past, 3]'
     """
-    return floats(Dim.symbolic(Symbol(PAST, tokens.shape[0].bound)), width)
+    return floats(Dim.symbolic(Symbol(PAST, tokens.shape[0].bound, least=0)), width)
 
 
 def grown(rows: TensorType, tokens: TensorType) -> TensorType:

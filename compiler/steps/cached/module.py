@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from crate_dsl.compiler.modules import check_places
 from crate_dsl.compiler.operators import Typing
 from crate_dsl.compiler.steps.attend.module import Attend, attention, pairs_of
 from crate_dsl.compiler.steps.cached.operator import Mask, alternatives_of
@@ -15,7 +16,6 @@ from crate_dsl.compiler.steps.cached.operator import PositionStep as PositionSte
 from crate_dsl.compiler.steps.compress.module import SubspaceModule
 from crate_dsl.compiler.steps.position.module import Position
 from crate_dsl.compiler.steps.rotary.module import rotated
-from crate_dsl.language.diagnostics import UserError
 
 
 def seen(mask: Mask, before: int, tokens_bnd: Tensor) -> Tensor:
@@ -76,15 +76,3 @@ class PositionStep(Position):
         places_bn = past_b[:, None] + torch.arange(z_bnd.shape[1], device=z_bnd.device)
         check_places(places_bn, len(table_ld))
         return z_bnd + F.embedding(places_bn, table_ld)
-
-
-def check_places(places_bn: Tensor, count: int) -> None:
-    """Refuse tokens beyond the last place that there is. A compiler cannot ask: it leaves that to the look-up.
-
-    Raises:
-        UserError: there are no more than `count` places.
-    """
-    if torch.compiler.is_compiling() or not places_bn.numel():
-        return
-    if (last := int(places_bn.max())) >= count:
-        raise UserError(f"token {last + 1:,} has no place: there are {count:,}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from crate_dsl.compiler.modules import check_places
 from crate_dsl.compiler.steps.compress.operator import ALL_SQUARES, MEMBERSHIPS, SQUARES_SO_FAR
 
 
@@ -66,8 +67,13 @@ def so_far(
 
 
 def biases_at(energy_bias_kl: Tensor, past_b: Tensor, count: int) -> Tensor:
-    """The biases of `count` tokens that have so many before them: (B, K, N)."""
+    """The biases of `count` tokens that have so many before them: (B, K, N).
+
+    Raises:
+        UserError: there are not so many places.
+    """
     places_bn = past_b[:, None] + torch.arange(count, device=past_b.device)
+    check_places(places_bn, energy_bias_kl.shape[1])
     return energy_bias_kl[:, places_bn].transpose(0, 1)
 
 
