@@ -68,14 +68,17 @@ def export(
         str | None,
         typer.Option(
             metavar="SOURCE",
-            help="The images that fewer bits are judged by.  [default: the run's]",
+            help="The data that fewer bits are judged by.  [default: the run's]",
             show_default=False,
         ),
     ] = None,
     images: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help="How many test images judge.  [default: all]", show_default=False
+            min=1,
+            metavar="N",
+            help="How many test images or windows judge.  [default: all]",
+            show_default=False,
         ),
     ] = None,
     agreement: Annotated[
@@ -143,13 +146,14 @@ def export(
         import crate_dsl
         from crate_dsl.training.manifest import asked_scaling
         from crate_dsl.training.real import samples_of
+        from crate_dsl.training.supply import open_images
 
         entry = asked_scaling(scaling, graph) if scaling else None
         said = {"scaling": entry.model_dump_json()} if entry else {}
         asked = _reduction(precision, data, images, agreement)
         samples = None
         if asked.data is not None and entry is not None:
-            samples = samples_of(graph, asked.data, entry.scaling, images)
+            samples = samples_of(graph, open_images(graph, asked.data, entry.scaling), images)
         net = crate_dsl.build(graph, seed=seed or 0)
         if weights is not None:
             crate_dsl.load_weights(net, weights)
@@ -172,14 +176,13 @@ def export(
 def _reduction(
     precision: Precision | None, data: str | None, images: int | None, agreement: float | None
 ) -> Reduction:
-    """What is asked for, its images read."""
+    """What is asked for."""
     from crate_dsl.compiler.judge import AGREEMENT
     from crate_dsl.training.real import Reduction
-    from crate_dsl.training.sources import open_data
 
     return Reduction(
         precision or "float32",
-        open_data(data) if data is not None else None,
+        data,
         images,
         AGREEMENT if agreement is None else agreement,
     )

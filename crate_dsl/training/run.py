@@ -201,21 +201,20 @@ def export_run(
     reduction: Reduction = FLOAT32,
     cache: bool = False,
 ) -> Proof:
-    """Export a run's network, proved, with the scaling of its pixels and the names of its classes.
+    """Export a run's network, proved, with the scaling of its pixels and the names of its classes, or its vocabulary.
 
     `lower` are the exact rewrites that the file is made with: `all`, `none`, `fold,norm`, `-demand`. In fewer bits it
-    is judged by the test images of its own data, or of others. With `cache` it is the network for the next tokens.
+    is judged by the test part of its own data, or of others. With `cache` it is the network for the next tokens.
 
     Raises:
-        UserError: there is no run, or its weights are damaged; the images do not fit the network; there is no such
+        UserError: there is no run, or its weights are damaged; the data do not fit the network; there is no such
             rewrite; the network is not causal.
     """
     run = open_run(folder)
     net = run.net()
     samples = None
     if reduction.precision != "float32":
-        data = reduction.data or run.data()
-        samples = samples_of(net.graph, data, run.manifest.pixels(), reduction.images)
+        samples = samples_of(net.graph, run.supply(reduction.data), reduction.images)
     return crate_dsl.export(
         net.graph,
         net,

@@ -33,6 +33,7 @@ from crate_dsl.language.diagnostics import UserError
 from crate_dsl.training.real import samples_of
 from crate_dsl.training.run import open_run
 from crate_dsl.training.sources import open_data
+from crate_dsl.training.supply import open_images
 from crate_dsl.training.train import train
 from tests.export.specs import graph_of, images, weights_of
 
@@ -383,7 +384,7 @@ def test_the_loss_where_there_are_no_classes(spec: str, told: bool, tmp_path: Pa
     graph = graph_of(text, str(TINY.with_name(f"{spec}.crate")))
     net = crate_dsl.build(graph, seed=0)
     data = open_data("digits")
-    given = samples_of(graph, data, data.scaling)
+    given = samples_of(graph, open_images(graph, data))
     file = tmp_path / "file.onnx"
     proof = crate_dsl.export(graph, net, file, precision="int8", samples=given, agreement=0.9)
     assert isinstance(proof, ReducedProof)

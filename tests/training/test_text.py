@@ -20,9 +20,11 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import crate_dsl
+from crate_dsl.compiler.judge import ReducedProof
 from crate_dsl.language.diagnostics import UserError
 from crate_dsl.training.batches import Batches, HeldTexts
 from crate_dsl.training.feed import check_reads
+from crate_dsl.training.real import Reduction
 from crate_dsl.training.run import Run, evaluate, export_run, open_run
 from crate_dsl.training.sources import open_data
 from crate_dsl.training.supply import Texts, open_texts
@@ -578,6 +580,22 @@ def test_an_exported_file_has_the_vocabulary(trained: Run, tmp_path: Path) -> No
     found = from_json(session.metadata.extra["vocabulary"])
     assert found == trained.vocabulary()
     assert "scaling" not in session.metadata.extra
+
+
+def test_fewer_bits_are_judged_by_the_next_token(trained: Run, tmp_path: Path) -> None:
+    proof = export_run(
+        trained.folder, tmp_path / "text.onnx", reduction=Reduction("int8", agreement=0.5), lower="all"
+    )
+    assert isinstance(proof, ReducedProof)
+    (row,) = proof.judged
+    assert (row.output, row.accuracy, proof.samples) == ("logits", None, 19)
+    assert 0.5 < row.agreement <= 1
+    test = trained.test()
+    assert test is not None and proof.losses is not None
+    assert proof.losses[0] == pytest.approx(test["loss"], rel=1e-4)
+    one = export_run(trained.folder, tmp_path / "one.onnx", reduction=Reduction("float16", images=1))
+    assert isinstance(one, ReducedProof)
+    assert one.samples == 1
 
 
 def test_what_is_about_images_says_so(trained: Run) -> None:
