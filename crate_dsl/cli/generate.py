@@ -88,6 +88,11 @@ def generate(
     complain(
         f"{tokens:,} tokens in {seconds:.2f} s, {tokens / seconds:,.0f} a second: {source.runtime}, {how}"
     )
+    context = source.predictor.context
+    if len(source.vocabulary.encode(prompt)) + tokens - 1 > context:
+        complain(
+            f"the network reads {context:,} tokens: the last ones were told from the {context:,} before them alone"
+        )
     if facts["undecided"]:
         complain(
             f"{facts['undecided']:,} of {tokens:,} tokens were decided by less than the proved error "

@@ -22,7 +22,7 @@ class Cache(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     tokens: str
-    past: str
+    past: str | None
     scores: str
     states: tuple[tuple[str, str], ...]
 
@@ -40,7 +40,7 @@ def cache_of(session: Session) -> Cache | None:
         cache = Cache.model_validate_json(text)
     except ValidationError as problem:
         raise UserError(f"`{session.name}` is damaged: what it says of its cache cannot be read") from problem
-    takes = {cache.tokens, cache.past, *(taken for taken, _ in cache.states)}
+    takes = {cache.tokens, *([cache.past] if cache.past else []), *(taken for taken, _ in cache.states)}
     gives = {cache.scores, *(given for _, given in cache.states)}
     if takes != set(session.inputs) or not gives <= set(session.outputs):
         raise UserError(
@@ -63,7 +63,7 @@ class Whole:
         return scores
 
 
-def stepping(session: Session, cache: Cache) -> Stepping:
+def stepping(session: Session, network: TextNetwork, cache: Cache) -> Stepping:
     """A file with a cache. What is held of the tokens before stays where the file runs."""
     device = session.provider
     native = session.native
@@ -77,10 +77,11 @@ def stepping(session: Session, cache: Cache) -> Stepping:
     def advance(ids_m: Ids, past: int, states: States) -> tuple[Scores, States]:
         binding = native.io_binding()
         binding.bind_cpu_input(cache.tokens, ids_m[None])
-        binding.bind_cpu_input(cache.past, np.array([past], np.int64))
+        if cache.past is not None:
+            binding.bind_cpu_input(cache.past, np.array([past], np.int64))
         for (taken, _), state in zip(cache.states, states, strict=True):
             binding.bind_ortvalue_input(taken, state)
-        binding.bind_output(cache.scores)
+        binding.bind_output(network.scores)
         for _, given in cache.states:
             binding.bind_output(given, device)
         try:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from crate_dsl.compiler.network import Network
-from crate_dsl.generation.predictors import Ids, Scores
+from crate_dsl.compiler.stepping import empty, stepped
+from crate_dsl.generation.predictors import Ids, Scores, States, Stepping
 from crate_dsl.generation.text_network import TextNetwork
 
 
@@ -28,3 +29,31 @@ class Whole:
         result: Mapping[str, Tensor] | Tensor = self.net(**given)
         scores_1nv = result if isinstance(result, Tensor) else result[self.network.scores]
         return scores_1nv[0, -1].cpu().numpy()
+
+
+def stepping(net: Network, network: TextNetwork, device: torch.device | None) -> Stepping:
+    """The network for the next tokens alone, with what it holds of those before.
+
+    Raises:
+        UserError: some step takes tokens together that are not there yet.
+    """
+    device = device or torch.device("cpu")
+    one = stepped(net).to(device)
+    cache = one.graph.cache
+    assert cache is not None
+
+    def nothing() -> States:
+        return tuple(empty(one.graph, 1, device).values())
+
+    @torch.inference_mode()
+    def advance(ids_m: Ids, past: int, states: States) -> tuple[Scores, States]:
+        given = {cache.tokens: torch.from_numpy(ids_m)[None].to(device)}
+        if cache.past is not None:
+            given[cache.past] = torch.tensor([past], device=device)
+        given |= {taken: state for (taken, _), state in zip(cache.states, states, strict=True)}
+        found: Mapping[str, Tensor] | Tensor = one(**given)
+        if isinstance(found, Tensor):  # nothing is held: no step looks back
+            found = {network.scores: found}
+        return found[network.scores][0, -1].cpu().numpy(), tuple(found[after] for _, after in cache.states)
+
+    return Stepping(advance, nothing)

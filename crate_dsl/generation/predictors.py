@@ -21,7 +21,9 @@ States = tuple[Any, ...]
 
 
 class Predictor(Protocol):
-    """Scores the next token of a text that grows."""
+    """Scores the next token of a text that grows; `context` is the most tokens that it looks at."""
+
+    context: int
 
     def check(self, prompt: int, tokens: int) -> None:
         """Whether it can go on with so many tokens by so many others. Raises `UserError` where it cannot."""

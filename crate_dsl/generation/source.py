@@ -70,8 +70,8 @@ def _file(path: str, cache: bool, provider: Provider) -> Source:
     if held is None:
         predictor = Whole(in_onnxruntime.Whole(session, network), network.context)
     else:
-        stepping = in_onnxruntime.stepping(session, held)
-        predictor = (Cached if cache else Whole)(stepping, network.context)
+        stepping = in_onnxruntime.stepping(session, network, held)
+        predictor = Cached(stepping, network.context) if cache else Whole(stepping.scores_of, network.context)
     error = in_onnxruntime.proved_error(session.metadata.proof, network.scores)
     return Source(path, "onnxruntime", predictor, from_json(text, f"the vocabulary of `{path}`"), error)
 
@@ -101,5 +101,12 @@ def of_network(
     from crate_dsl.generation import in_torch
 
     network = text_network(net.graph)
-    predictor: Predictor = Whole(in_torch.Whole(net, network, device), network.context)
-    return Source(name, "torch", predictor, vocabulary)
+    if not cache:
+        predictor = Whole(in_torch.Whole(net, network, device), network.context)
+        return Source(name, "torch", predictor, vocabulary)
+    try:
+        stepping = in_torch.stepping(net, network, device)
+    except UserError as problem:
+        help = "--no-cache: the whole text is computed for each token"
+        raise UserError(problem.message, *problem.help, help) from problem
+    return Source(name, "torch", Cached(stepping, network.context), vocabulary)

@@ -26,7 +26,7 @@ def perturbed(name: str, **sizes: Any) -> Network:
     return net.eval()
 
 
-@pytest.fixture(scope="session", params=TARGETS)
+@pytest.fixture(scope="module", params=TARGETS)
 def net(request: pytest.FixtureRequest) -> Network:
     """Each of the networks that tell the next token. Tests leave it as it is."""
     return perturbed(request.param)

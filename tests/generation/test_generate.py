@@ -20,7 +20,7 @@ from crate_dsl.generation.writing import Tail, Written, write
 from crate_dsl.language.diagnostics import UserError
 from crate_dsl.language.source import Source as Text
 from crate_dsl.training.run import Run, export_run
-from crate_dsl.training.vocabulary import Bytes, Vocabulary
+from crate_dsl.training.vocabulary import Bytes
 from crate_dsl.workspace import Target, load_source
 from tests.cli.conftest import Cli
 from tests.generation.conftest import LETTERS, perturbed
@@ -33,8 +33,9 @@ SAMPLERS = [
 ]
 
 
-def exported(net: Network, path: Path, vocabulary: Vocabulary = LETTERS) -> Path:
-    crate_dsl.export(net.graph, net, path, metadata={"vocabulary": vocabulary.to_json()})
+def exported(net: Network, path: Path) -> Path:
+    entries = {"vocabulary": LETTERS.to_json()}
+    crate_dsl.export(net.graph, net, path, metadata=entries, cache=path.name == "cache.onnx")
     return path
 
 
@@ -45,16 +46,54 @@ def tokens(source: Source, sampler: Sampler, count: int, prompt: str = "the") ->
 # ------------------------------------------------------------------ the same tokens
 
 
-def test_torch_and_onnxruntime_choose_the_same_tokens(net: Network, tmp_path: Path) -> None:
-    file = open_source(str(exported(net, tmp_path / "net.onnx")), provider="cpu")
-    assert file.proved_error is not None and 0 < file.proved_error < 1e-4
+@pytest.fixture(scope="module")
+def sources(net: Network, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
+    """A network in both runtimes, with a cache and without, and a file with a cache that is asked for none."""
+    folder = tmp_path_factory.mktemp("files")
+    whole, stepped = (str(exported(net, folder / name)) for name in ("whole.onnx", "cache.onnx"))
+    return {
+        "torch": of_network(net, LETTERS, "net", cache=False),
+        "torch, cached": of_network(net, LETTERS, "net"),
+        "file": open_source(whole, provider="cpu"),
+        "cached file": open_source(stepped, provider="cpu"),
+        "cached file, uncached": open_source(stepped, provider="cpu", cache=False),
+    }
+
+
+def test_both_runtimes_choose_the_same_tokens_with_a_cache_and_without(sources: dict[str, Source]) -> None:
+    assert {name for name, source in sources.items() if source.cached} == {"torch, cached", "cached file"}
+    errors = [source.proved_error for source in sources.values() if source.proved_error is not None]
+    assert len(errors) == 3 and 0 < max(errors) < 1e-4
     for sampler in SAMPLERS:
-        here, there = (tokens(s, sampler, 25) for s in (of_network(net, LETTERS, "net", cache=False), file))
-        assert len(there) == 25
-        for one, other in zip(here, there, strict=True):
-            if one.token != other.token:  # from here on the texts are others
-                assert min(one.margin, other.margin) <= file.proved_error
-                break
+        for prompt in ("t", "the dog"):
+            wanted = tokens(sources["torch"], sampler, 25, prompt)
+            for source in sources.values():
+                count = CONTEXT - len(prompt) + 1 if source.cached else 25
+                found = tokens(source, sampler, count, prompt)
+                assert len(found) == count
+                for one, other in zip(wanted, found, strict=False):
+                    if one.token != other.token:  # from here on the texts are others
+                        assert min(one.margin, other.margin) <= max(errors)
+                        break
+
+
+def test_a_source_can_begin_again(sources: dict[str, Source]) -> None:
+    for source in sources.values():
+        first = tokens(source, SAMPLERS[1], 8)
+        assert tokens(source, SAMPLERS[1], 5, "dog") != first[:5]
+        assert tokens(source, SAMPLERS[1], 8) == first
+
+
+def test_with_a_cache_a_text_ends_with_the_context(sources: dict[str, Source]) -> None:
+    for name in ("torch, cached", "cached file"):
+        assert len(tokens(sources[name], Sampler(), CONTEXT - 2)) == CONTEXT - 2
+        with pytest.raises(UserError) as problem:
+            write(sources[name], "the", CONTEXT - 1, Sampler())
+        assert problem.value.help[0] == f"--tokens {CONTEXT - 2}"
+        assert "--no-cache" in problem.value.help[1]
+        with pytest.raises(UserError) as problem:
+            write(sources[name], "the quick brown", 1, Sampler())
+        assert len(problem.value.help) == 1
 
 
 def test_each_token_is_that_of_the_whole_text(net: Network) -> None:
@@ -157,6 +196,7 @@ def test_the_command_writes_the_same_from_a_run_and_from_its_file(cli: Cli, run:
     assert [result.code for result in results] == [0, 0]
     assert results[0].out == results[1].out
     assert results[0].out.startswith("the") and len(results[0].out) == 3 + 30 + 1
+    assert f"the network reads {CONTEXT} tokens" in results[0].err
     assert "30 tokens in" in results[0].err and "onnxruntime, without a cache" in results[1].err
 
 
@@ -207,3 +247,14 @@ def test_what_the_command_refuses(cli: Cli, file: Path, tmp_path: Path) -> None:
         assert result.code == 1, result
         assert message in result.err and result.out == ""
     assert cli("generate", file).code == 2
+
+
+def test_what_cannot_be_stepped_is_told_with_the_way_out() -> None:
+    text = MODEL.format(**{**GOOD, "hidden": "hidden -> compress(2, rank = 3)"})
+    net = crate_dsl.build(graph(text))
+    with pytest.raises(
+        UserError, match=r"`m` cannot be stepped: of `logits.compress` .m.crate:6."
+    ) as problem:
+        of_network(net, LETTERS, "net")
+    assert "--no-cache" in problem.value.help[-1]
+    assert of_network(net, LETTERS, "net", cache=False).predictor.context == 9
