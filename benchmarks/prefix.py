@@ -57,6 +57,7 @@ STEPS = {
 MODELS = ("crate_gpt", "tost_gpt", "gpt")
 #: What is measured, and where.
 COLUMNS = [(law, where) for law in ("prefix", "cached") for where in ("float64", "torch", "onnxruntime")]
+SHORT = {"onnxruntime": "onnx"}
 #: What the laws are held to, in float32.
 LIMIT = 1e-5
 
@@ -216,7 +217,7 @@ def table(rows: Mapping[str, Errors]) -> Table:
     shown.add_column("", no_wrap=True)
     shown.add_column("largest", justify="right")
     for law, where in COLUMNS:
-        shown.add_column(f"{law}\n{where}", justify="right", no_wrap=True)
+        shown.add_column(f"{law}\n{SHORT.get(where, where)}", justify="right", no_wrap=True)
     for name, row in rows.items():
         found = (getattr(row, f"{law}_{where}") for law, where in COLUMNS)
         shown.add_row(name, f"{row.largest:.1f}", *(f"{error:.0e}" for error in found))

@@ -326,8 +326,8 @@ class Stepped:
 
 @dataclass(frozen=True, slots=True)
 class NotStepped:
-    """Why a step has no such form, as a sentence about it goes on: `it averages over all tokens`. `help` says what
-    would have to be written.
+    """Why a step has no such form, as a sentence goes on that begins with it: `averages over all tokens`. `help` says
+    what would have to be written.
     """
 
     reason: str
@@ -401,7 +401,7 @@ class Operator(BaseModel):
         Folding it over tokens in portions of any sizes equals the step on all of them. Steps that act token by token
         (`tokenwise`) are their own form, and are not asked.
         """
-        return NotStepped("nothing says what it does to the next tokens alone")
+        return NotStepped("says nothing of the next tokens alone")
 
     def terms(self, steps: Sequence[Node]) -> list[tuple[Operator, dict[str, Node]]]:
         """Of a loss that is given the name of a stage (`Inside`): a loss for each place where it looks, with the steps

@@ -297,7 +297,7 @@ def compare(
         feeds = drawn_inputs(graph, case, generator)
         if cache is not None:
             # What says which tokens count is not asked for the next ones: all do.
-            feeds = {name: array | (array.dtype == np.bool_) for name, array in feeds.items()}
+            feeds = {n: np.ones_like(a) if a.dtype == np.bool_ else a for n, a in feeds.items()}
             case = replace(case, portions=portions(feeds[cache.tokens].shape[1], case.batch))
         with torch.inference_mode():
             result = net(**{name: torch.from_numpy(array) for name, array in feeds.items()})

@@ -90,7 +90,7 @@ class _Stepping:
         outputs = dict(source.outputs)
         for name, value in outputs.items():
             if value not in self.types:
-                raise UserError(f"`{source.model}` cannot be stepped: `{name}` does not depend on its tokens")
+                raise UserError(f"`{source.model}` has no cache: `{name}` does not depend on its tokens")
         names = {f"state_{k}": type_ for k, type_ in enumerate(self.states, 1)}
         after = {f"next_{k}": value for k, value in enumerate(self.after, 1)}
         if taken := sorted({*names, *after} & {*source.inputs, *source.outputs}):
@@ -115,7 +115,7 @@ class _Stepping:
         if len(found) != 1:
             names = ", ".join(f"`{entry.name}`" for entry in found) or "none"
             raise UserError(
-                f"`{source.model}` cannot be stepped: it needs one input of tokens, and there are {names}"
+                f"`{source.model}` has no cache: it needs one input of tokens, and there are {names}"
             )
         (entry,) = found
         first = entry.type.shape[0]
@@ -138,7 +138,9 @@ class _Stepping:
         handed = {name: value for name, value in node.ports.items() if name in ports(operator)}
         for value in handed.values():
             if value not in self.types:
-                raise self._refusal(node, NotStepped(f"it is handed `{value.node}`, which is no token"))
+                raise self._refusal(
+                    node, NotStepped(f"is handed `{value.node}`, which is not known of the next tokens")
+                )
         operator = with_ports(operator, {name: self.types[value] for name, value in handed.items()})
         typing = operator.infer(*(self.types[value] for value in inputs))
         self.nodes.append(replace(node, operator=operator, typing=typing, inputs=inputs, ports=handed))
@@ -162,9 +164,7 @@ class _Stepping:
     def _refusal(self, node: Node, why: NotStepped) -> UserError:
         where = f"{node.span.source.name}:{node.span.line}"
         help = [why.help] if why.help else []
-        return UserError(
-            f"`{self.source.model}` cannot be stepped: of `{node.path}` ({where}), {why.reason}", *help
-        )
+        return UserError(f"`{self.source.model}` has no cache: `{node.path}` ({where}) {why.reason}", *help)
 
 
 def _free(wanted: str, graph: ModelGraph) -> str:

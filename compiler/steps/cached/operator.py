@@ -94,15 +94,15 @@ def stepped_mask(mask: Mask, tokens: TensorType) -> Literal["causal"] | Rule | N
     if mask == "causal":
         return "causal"
     if not isinstance(mask, Rule):
-        return NotStepped("its tokens attend to later ones", "mask = causal")
+        return NotStepped("lets tokens attend to later ones", "mask = causal")
     rule = Rule((*mask.alternatives, *mask.where_kept), mask.text)
     if set(rule.attributes) - {"place"}:
         others = ", ".join(f"`{name}`" for name in rule.attributes if name != "place")
-        return NotStepped(f"its mask reads {others} of tokens that are not there yet", "`place` alone")
+        return NotStepped(f"has a mask that reads {others}, and of tokens to come `place` alone is known")
     count = tokens.shape[0].bound
     columns = Columns.of(rule, floats(count, 1), floats(count, 1))
     if any(
         row >> place + 1 for place, row in enumerate(allowed(rule.alternatives, columns, count, count).rows)
     ):
-        return NotStepped("under its mask, tokens attend to later ones", "… and key.place <= query.place")
+        return NotStepped("lets tokens attend to later ones", "… and key.place <= query.place")
     return rule

@@ -334,8 +334,8 @@ class Compress(SubspaceStep):
             return Stepped(StatisticsStep(**arguments), (heads, heads, floats(self.subspaces)))
         if self.gradient != "attention":
             return NotStepped(
-                f"`gradient = {self.gradient}` takes all tokens together, later ones too",
-                "`gradient = attention` and `gradient = statistics` with `mask = causal` take those so far",
+                f"takes all tokens together, later ones too: it is `gradient = {self.gradient}`",
+                "`gradient = attention` and `gradient = statistics`, with `mask = causal`, take those so far",
             )
         mask = stepped_mask(self.mask, tokens)
         if isinstance(mask, NotStepped):

@@ -132,7 +132,7 @@ class Position(Operator):
 
         facts: Positions = self.infer(*inputs).facts
         if facts.patches or facts.resized_from is not None:
-            return NotStepped("its places are those of a picture")
+            return NotStepped("knows places in a picture, and no next ones")
         return Stepped(PositionStep(of=self.model_copy(update={"length": facts.rows})))
 
     def _check_arguments(self) -> None:
