@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -22,8 +22,10 @@ from crate_dsl.language.diagnostics import UserError
 from crate_dsl.training.data import Scaling
 from crate_dsl.training.files import write_text
 from crate_dsl.training.overrides import recipe_of
-from crate_dsl.training.supply import Images, Supply, Texts
 from crate_dsl.training.text import PARTS, PartName
+
+if TYPE_CHECKING:
+    from crate_dsl.training.supply import Supply  # it imports torch, and what reads an exported file does not
 
 #: More than any run.json needs; a larger file is something else.
 MAXIMUM_MANIFEST_BYTES = 2**24
@@ -185,13 +187,6 @@ def manifest_of(
     start: str | None = None,
 ) -> Manifest:
     """What a run that is about to begin will be."""
-    said: dict[str, Any] = {}
-    match supply:
-        case Images(data=data, feed=feed, scaling=scaling):
-            entry = ScalingEntry(input=feed.image, mean=scaling.mean, std=scaling.std)
-            said = {"classes": data.classes, "scaling": entry}
-        case Texts():
-            said = {"vocabulary": supply.asked, "characters": dict(supply.characters)}
     return Manifest(
         spec=next(iter(spec_texts(graph))),
         model=graph.model,
@@ -201,7 +196,7 @@ def manifest_of(
         data=supply.text,
         limit=limit,
         fingerprint=supply.fingerprint,
-        **said,
+        **supply.described(),
         seed=seed,
         precision=precision,
         compiled=compiled,

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from rich.console import Console
@@ -57,6 +57,10 @@ class Supply(Protocol):
         """A part on its way to a device; it may have no samples."""
         ...
 
+    def described(self) -> dict[str, Any]:
+        """What `run.json` says of them, beside the text and the fingerprint."""
+        ...
+
     def told(self) -> list[str]:
         """What a user should hear of before training begins, a line each."""
         ...
@@ -86,6 +90,10 @@ class Images:
 
     def held(self, part: PartName, device: torch.device) -> Held:
         return Held(getattr(self.data, part), self.scaling, self.feed, device)
+
+    def described(self) -> dict[str, Any]:
+        scaling = {"input": self.feed.image, "mean": self.scaling.mean, "std": self.scaling.std}
+        return {"classes": self.data.classes, "scaling": scaling}
 
     def told(self) -> list[str]:
         return []
@@ -123,6 +131,9 @@ class Texts:
     def held(self, part: PartName, device: torch.device) -> HeldTexts:
         share = len(self.tokens[part]) / max(1, self.characters[part])
         return HeldTexts(self.windows(part), share, self.reading, device)
+
+    def described(self) -> dict[str, Any]:
+        return {"vocabulary": self.asked, "characters": dict(self.characters)}
 
     def told(self) -> list[str]:
         sizes = [f"{len(self.windows(part)):,} {name}" for part, name in _NAMES.items()]
