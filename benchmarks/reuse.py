@@ -33,8 +33,8 @@ WAYS = {
     "prompts": "self_supervised.crate:prompted@fashion",
     "fine-tuning": "reuse.crate:finetune@fashion",
 }
-#: Few labels are seen often: as many steps as an epoch of all images has, about.
-LABELS, EPOCHS = 2000, 20
+#: Few labels are seen often, in small batches.
+LABELS, EPOCHS, BATCH = 2000, 15, 32
 
 
 def trained(target: str, data: str, out: Path, **options: Any) -> Run:
@@ -65,7 +65,7 @@ def measured(pretext: Run, data: str, out: Path, labels: int, epochs: int, seeds
                     data,
                     out / f"{name}-{way}-{labels}-{seed}",
                     limit=labels,
-                    recipe={"epochs": epochs},
+                    recipe={"epochs": epochs, "batch": BATCH},
                     seed=seed,
                     start=start,
                 )
