@@ -26,7 +26,7 @@ def run(
         str | None,
         typer.Option(
             metavar="SOURCE",
-            help="Count right answers on a source's test images, or tell the error of what is completed.",
+            help="Count right answers on a source's test images, or tell the error of what is completed, or of text.",
             show_default=False,
         ),
     ] = None,
@@ -66,7 +66,8 @@ def run(
 
     session = answers.open_session(model, provider, seed)
     if data is not None:
-        shown, facts = _on_test_images(session, data, seed)
+        measure = _on_test_text if data.partition(":")[0] == "text" else _on_test_images
+        shown, facts = measure(session, data, seed)
         print(json.dumps(facts, ensure_ascii=False) if format == "json" else shown)
         return
     found = answers.answer(session, inputs or [], resize=resize)
@@ -89,3 +90,22 @@ def _on_test_images(session: Session, data: str, seed: int) -> tuple[str, dict[s
     right, images = answers.count_right(session, data)
     shown = f"{right / images:.2%} of {images:,} test images of {data} right"
     return shown, {"data": data, "images": images, "right": right, "accuracy": right / images}
+
+
+def _on_test_text(session: Session, data: str, _: int) -> tuple[str, dict[str, Any]]:
+    """How likely a network takes the test part of a text to be, as a line and as JSON takes it."""
+    from crate_dsl.perplexity import told
+
+    found = told(session, data)
+    facts = {
+        "data": data,
+        "windows": found.windows,
+        "loss": found.nats,
+        "perplexity": found.likelihood.perplexity,
+        "bits_per_character": found.likelihood.bits_per_character,
+    }
+    shown = (
+        f"loss {found.nats:.4f} on {found.windows:,} test windows of {data}: perplexity "
+        f"{found.likelihood.perplexity:,.2f}, {found.likelihood.bits_per_character:.3f} bits per character"
+    )
+    return shown, facts
