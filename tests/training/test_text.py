@@ -8,6 +8,8 @@ import json
 import math
 import random
 import shutil
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from importlib.resources import files
@@ -31,6 +33,7 @@ from crate_dsl.training.supply import Texts, open_texts
 from crate_dsl.training.text import PARTS, Corpus, Windows, open_corpus, open_tokens, tokenize
 from crate_dsl.training.train import resume, train
 from crate_dsl.training.vocabulary import Bytes, Vocabulary, from_json, made_for
+from tests.cli.conftest import call
 
 TEXT = str(Path(__file__).parent / "text.crate")
 TINY, HIDDEN = f"{TEXT}:tiny", f"{TEXT}:hidden"
@@ -596,6 +599,65 @@ def test_fewer_bits_are_judged_by_the_next_token(trained: Run, tmp_path: Path) -
     one = export_run(trained.folder, tmp_path / "one.onnx", reduction=Reduction("float16", images=1))
     assert isinstance(one, ReducedProof)
     assert one.samples == 1
+
+
+def test_the_command_line(
+    trained: Run,
+    plain: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    data = f"text:{plain}"
+
+    def said(*arguments: object, code: int = 0) -> str:
+        found = call(capsys, *arguments)
+        assert found.code == code, found.err
+        return found.out if not code else found.err
+
+    text = said(
+        "train", TINY, "--data", data, "-o", "run", "--epochs", 1, "--limit", 32, "--vocabulary", "characters"
+    )
+    test = open_run("run").test()
+    assert test is not None
+    assert text == (
+        f"loss {test['loss']:.4f} on 19 test windows, perplexity {test['perplexity']:.2f}, "
+        f"{test['bits_per_character']:.3f} bits per character (weights of epoch 1)\n"
+        "next: crate-dsl generate run\n"
+    )
+    text = said("train", HIDDEN, "--data", data, "-o", "hidden", "--limit", 32)
+    assert text.endswith("next: crate-dsl export hidden --out hidden.onnx\n")
+    assert "give --resume and --out alone" in said(
+        "train", "--resume", "--vocabulary", "bytes", "--out", "run", code=2
+    )
+    assert said("train", "--resume", "--out", "run").startswith(f"loss {test['loss']:.4f}")
+
+    said("export", trained.folder, "--out", "text.onnx")
+    test = trained.test()
+    assert test is not None
+    facts = json.loads(said("run", "text.onnx", "--data", data, "--format", "json"))
+    for name, value in facts.items():
+        assert value == (data if name == "data" else pytest.approx(test[name], rel=1e-5))
+    assert said("run", "text.onnx", "--data", data).startswith(
+        f"loss {test['loss']:.4f} on 19 test windows of {data}"
+    )
+    for arguments in (["digits"], ["--data", "digits"], [plain]):
+        (tmp_path / "digits").touch()
+        text = said("run", "text.onnx", *arguments, code=1)
+        assert "`text.onnx` reads text, and no pictures\nhelp: crate-dsl generate text.onnx --prompt" in text
+    said("export", "hidden", "--out", "hidden.onnx")
+    assert "was not trained to tell the next token" in said("run", "hidden.onnx", "--data", data, code=1)
+    assert "`tiny` was trained on text, but this needs a network of images" in (
+        said("inspect", "run", "-o", "page.html", code=1)
+    )
+
+
+def test_what_reads_an_exported_file_needs_no_torch() -> None:
+    program = "import sys, crate_dsl.answers, crate_dsl.training.vocabulary; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout == "False\n"
 
 
 def test_what_is_about_images_says_so(trained: Run) -> None:
