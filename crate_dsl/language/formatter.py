@@ -1,18 +1,33 @@
 """Syntax tree and comments -> canonical text. One style, no options.
 
-Where a line is broken depends on the tree alone; comments and single blank lines stay where they stand.
+Where a line is broken depends on the tree alone; comments and single blank lines stay where they stand. What
+neighbouring lines have in common stands one below the other: colons, signs of equality, settings of variants, comments.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import pairwise
-from typing import TypeVar
+from itertools import groupby, pairwise
+from typing import Any, TypeVar
 
 from crate_dsl.language.diagnostics import SpecError
-from crate_dsl.language.layout import Break, Comment, Doc, Fill, Newline, Text, group, nest, render, text
+from crate_dsl.language.layout import (
+    INDENT,
+    WIDTH,
+    Break,
+    Comment,
+    Doc,
+    Fill,
+    Newline,
+    Text,
+    group,
+    hang,
+    nest,
+    render,
+    text,
+)
 from crate_dsl.language.parser import parse
 from crate_dsl.language.source import Source, Span
 from crate_dsl.language.syntax import (
@@ -77,6 +92,15 @@ def format_tree(tree: File, comments: Iterable[Span] = ()) -> str:
     return render(_Formatter(tree.span.source, comments).file(tree))
 
 
+def _kind(node: Node) -> type[Node]:
+    """Statements that are written alike: inputs, targets and what is learned are of one kind."""
+    return Input if isinstance(node, Input | LearnStatement | Target) else type(node)
+
+
+def _keyword(node: Input | LearnStatement | Target) -> str:
+    return {Input: "input", LearnStatement: "learn", Target: "target"}[type(node)]
+
+
 class _Formatter:
     """Makes documents in the order of the text. A comment is put before the first word that stands after it."""
 
@@ -84,6 +108,8 @@ class _Formatter:
         self.source = source
         self.comments = deque(sorted(comments, key=lambda span: span.start))
         self.spans = tuple(self.comments)
+        # How many spaces behind a keyword, a name, a value bring neighbours below each other; by id of the node.
+        self.rooms: dict[str, dict[int, int]] = {"keyword": {}, "name": {}, "value": {}}
 
     @cached_property
     def bare(self) -> str:
@@ -136,6 +162,7 @@ class _Formatter:
 
         Those that are `apart` have an empty line before them in any case.
         """
+        self.align(nodes)
         found: list[Doc] = []
         previous = start
         for node in nodes:
@@ -168,13 +195,69 @@ class _Formatter:
         return text(opener, nest(*lines), *([Newline()] if lines else []), self.word("}", end - 1))
 
     def listed(self, marks: str, items: Sequence[N], doc: Callable[[N], Doc], start: int) -> Doc:
-        """Items between brackets that open after an offset: on one line, or each on a line of its own."""
-        parts: list[Doc] = [self.mark(marks[0], start)]
-        for number, item in enumerate(items):
-            comma = "," if number + 1 < len(items) else ""
-            parts.append(nest(Break("" if number == 0 else " "), doc(item), comma))
-        end = items[-1].span.end if items else self.find(marks[0], start) + 1
-        return group(*parts, *([Break("", ",")] if items else []), self.mark(marks[1], end))
+        """Items between brackets that open after an offset: as many on a line as fit, the lines below each other."""
+        opener = self.mark(marks[0], start)
+        parts = self.with_commas(items, doc)
+        closer = self.mark(marks[1], items[-1].span.end if items else self.find(marks[0], start) + 1)
+        if parts and closer.width is not None:  # it fits together with the last one, or not at all
+            parts[-1], closer = text(parts[-1], closer), Text("")
+        return text(opener, hang(Fill(tuple(parts), indent=0)) if parts else "", closer)
+
+    def with_commas(self, items: Sequence[N], doc: Callable[[N], Doc]) -> list[Doc]:
+        """Items, each but the last with a comma."""
+        return [self.followed(doc(item), ",", number + 1 < len(items)) for number, item in enumerate(items)]
+
+    # -------------------------------------------------------------- columns
+
+    def align(self, nodes: Sequence[Node]) -> None:
+        """Note how many spaces bring neighbours of a kind below each other."""
+        for kind, run in self.runs(nodes):
+            if kind is Binding:
+                alone = [node for node in run if len(node.names) == 1]
+                self.widen("name", alone, lambda node: len(node.names[0].text))
+            elif kind is Setting:
+                self.widen("name", run, lambda node: len(node.name.text))
+            elif kind is Variant:
+                self.widen("name", run, lambda node: len(node.name.text))
+                for _, same in groupby(run, lambda node: [setting.name.text for setting in node.settings]):
+                    self.align_settings(list(same))
+            elif kind is Input:
+                self.widen("keyword", run, lambda node: len(_keyword(node)))
+                for _, same in groupby(run, _keyword):
+                    self.widen("name", [node for node in same if node.type], lambda node: len(node.name.text))
+
+    def runs(self, nodes: Sequence[Node]) -> Iterator[tuple[type[Node], list[Any]]]:
+        """Neighbours of a kind, with no line between them that is empty or a comment."""
+        run: list[Node] = []
+        for node in nodes:
+            if run and (
+                _kind(node) is not _kind(run[-1])
+                or self.source.text.count("\n", run[-1].span.end, node.span.start) > 1
+            ):
+                yield _kind(run[0]), run
+                run = []
+            run.append(node)
+        if run:
+            yield _kind(run[0]), run
+
+    def align_settings(self, variants: Sequence[Variant]) -> None:
+        """Variants of the same names: each setting below the other, where all variants fit on one line."""
+        plain = _Formatter(self.source, ())
+        columns = list(zip(*(variant.settings for variant in variants), strict=True))
+        widths = {id(setting): plain.setting(setting).width or 0 for column in columns for setting in column}
+        head = max(len(f"variant {node.name.text}") + len(self.room("name", node)) for node in variants)
+        settings = sum(max(widths[id(setting)] for setting in column) + len(", ") for column in columns)
+        if INDENT + head + len(" { ") + settings + len("}") <= WIDTH:
+            for column in columns:
+                self.widen("value", column, lambda setting: widths[id(setting)])
+
+    def widen(self, what: str, nodes: Sequence[N], width: Callable[[N], int]) -> None:
+        widths = {id(node): width(node) for node in nodes}
+        for key, own in widths.items():
+            self.rooms[what][key] = max(widths.values()) - own
+
+    def room(self, what: str, node: Node) -> str:
+        return " " * self.rooms[what].get(id(node), 0)
 
     # -------------------------------------------------------------- files
 
@@ -211,17 +294,18 @@ class _Formatter:
         value = node.default if isinstance(node, Parameter) else node.value
         if node.name is None or value is None:
             return self.name(node.name) if node.name else self.expression(value) if value else Text("")
-        return text(self.name(node.name), " ", self.mark("= ", node.name.span.end), self.expression(value))
+        name, equals = self.name(node.name), self.mark("= ", node.name.span.end)
+        return text(name, self.room("name", node) + " ", equals, self.expression(value))
 
     # -------------------------------------------------------------- statements
 
     def statement(self, node: Node) -> Doc:
         if isinstance(node, Input):
-            return self.declared("input ", node, node.type, node.source)
+            return self.declared(node, node.type, node.source)
         if isinstance(node, LearnStatement):
-            return self.declared("learn ", node, node.type, node.initial)
+            return self.declared(node, node.type, node.initial)
         if isinstance(node, Target):
-            return self.declared("target ", node, node.type, None)
+            return self.declared(node, node.type, None)
         if isinstance(node, Stage):
             head = text(self.word("stage ", node.span.start), self.name(node.name), " ")
             equals = self.mark("= ", node.name.span.end)
@@ -230,17 +314,12 @@ class _Formatter:
                 return text(head, equals, self.run(body.steps))
             return text(head, equals, self.body(body))
         if isinstance(node, Binding):
-            names = Fill(
-                tuple(self.followed(self.name(name), ",", name is not node.names[-1]) for name in node.names)
-            )
-            return text(names, " ", self.mark("= ", node.names[-1].span.end), self.expression(node.value))
+            names = Fill(tuple(self.with_commas(node.names, self.name)))
+            equals = self.mark("= ", node.names[-1].span.end)
+            return text(names, self.room("name", node) + " ", equals, self.expression(node.value))
         if isinstance(node, Output):
             keyword = self.word("output ", node.span.start)
-            values = (
-                self.followed(self.expression(value), ",", value is not node.values[-1])
-                for value in node.values
-            )
-            return text(keyword, Fill(tuple(values)))
+            return text(keyword, Fill(tuple(self.with_commas(node.values, self.expression))))
         if isinstance(node, Objective):
             return text(self.word("objective ", node.span.start), self.expression(node.value))
         if isinstance(node, Variant):
@@ -253,11 +332,16 @@ class _Formatter:
         return text(doc, mark) if wanted else doc
 
     def declared(
-        self, keyword: str, node: Input | LearnStatement | Target, type: Type | None, value: Expression | None
+        self, node: Input | LearnStatement | Target, type: Type | None, value: Expression | None
     ) -> Doc:
-        parts = [self.word(keyword, node.span.start), self.name(node.name)]
+        keyword = self.word(_keyword(node) + self.room("keyword", node) + " ", node.span.start)
+        parts = [keyword, self.name(node.name)]
         if type is not None:
-            parts += [Text(" "), self.mark(": ", node.name.span.end), self.type(type)]
+            parts += [
+                Text(self.room("name", node) + " "),
+                self.mark(": ", node.name.span.end),
+                self.type(type),
+            ]
         if type is not None and value is not None:
             parts += [Text(" "), self.mark("= ", type.span.end), self.expression(value)]
         return text(*parts)
@@ -273,16 +357,21 @@ class _Formatter:
         return text(*parts)
 
     def variant(self, node: Variant) -> Doc:
-        """Settings on one line if they fit."""
-        head = text(self.word("variant ", node.span.start), self.name(node.name), " ")
+        """Settings on one line if they fit, else on lines of their own."""
+        head = text(
+            self.word("variant ", node.span.start), self.name(node.name), self.room("name", node) + " "
+        )
         if not node.settings:
             return text(head, self.braced((), self.setting, node.name.span.end, node.span.end))
         opener = self.mark("{", node.name.span.end)
-        settings = [
-            nest(Break(), self.followed(self.setting(setting), ",", setting is not node.settings[-1]))
-            for setting in node.settings
+        parts = [
+            text(setting, self.room("value", given))
+            for setting, given in zip(
+                self.with_commas(node.settings, self.setting), node.settings, strict=True
+            )
         ]
-        return text(head, group(opener, *settings, Break(" ", ","), self.word("}", node.span.end - 1)))
+        settings = nest(Break(), Fill(tuple(parts), indent=0))
+        return text(head, group(opener, settings, Break(), self.word("}", node.span.end - 1)))
 
     def train(self, node: Train) -> Doc:
         """Each setting on its line, unless there is one alone."""
@@ -312,7 +401,13 @@ class _Formatter:
     def run(self, steps: Sequence[Step]) -> Doc:
         """Steps joined by arrows."""
         first, *others = steps
-        return Fill((self.step(first), *self.arrows(others, first.span.end)))
+        return self.piped(self.step(first), self.arrows(others, first.span.end))
+
+    def piped(self, first: Doc, arrows: Sequence[Doc]) -> Doc:
+        """What goes through steps: the lines below the first arrow, or further in where a step has lines of its own."""
+        if not arrows or first.width is None or any(arrow.tall for arrow in arrows):
+            return Fill((first, *arrows))
+        return text(first, " ", hang(Fill(tuple(arrows), indent=0)))
 
     def arrows(self, steps: Sequence[Step], end: int) -> list[Doc]:
         found: list[Doc] = []
@@ -341,7 +436,7 @@ class _Formatter:
         if isinstance(node, Step):
             return self.step(node)
         if isinstance(node, Pipe):
-            return Fill((self.expression(node.value), *self.arrows(node.steps, node.value.span.end)))
+            return self.piped(self.expression(node.value), self.arrows(node.steps, node.value.span.end))
         if isinstance(node, Sum | Product):
             pairs = [(term.operator, term.value, term.span.start) for term in node.rest]
             return self.chain(self.expression(node.first), pairs)

@@ -17,6 +17,11 @@ from crate_dsl.language.source import Source
 from tests.language.strategies import files
 
 SPECS = sorted(Path(__file__).parents[1].joinpath("data", "design").glob("*.crate"))
+SHIPPED = sorted(
+    path
+    for room in ("specs", "benchmarks")
+    for path in Path(__file__).parents[2].joinpath(room).glob("*.crate")
+)
 TOKEN = re.compile(r"#[^\n]*|\"[^\"\n]*\"|\s+|[\d.]+e-\d+|[\w.]+|->|[=!<>]=|.")
 
 
@@ -121,10 +126,8 @@ block f() { norm }  # f
 
 # About m.
 
-model m(
-    dim = 4,  # the width
-    depth = 2,
-) {  # first
+model m(dim = 4,      # the width
+        depth = 2) {  # first
     # Inputs.
     input x : float[dim]  # given
 
@@ -135,6 +138,63 @@ model m(
 # Last.
 """
     )
+
+
+def test_neighbours_stand_below_each_other() -> None:
+    """Those of a kind, up to an empty line or a comment; values of variants where all settings are the same."""
+    text = """\
+model m(dim = 384, depth = 12, subspaces = 6, patch = 16, size = 224, channels = 3, classes = 1000, halvings = 4,
+        widths = [dim / 8, dim / 4]) {
+    variant tiny  { dim = 384,  depth = 12 }  # small
+    variant large { dim = 1024, depth = 4  }  # not so small
+    variant some  { dim = 7 }
+    variant all   {
+        dim = 384, depth = 12, subspaces = 6, patch = 16, size = 224, channels = 3, classes = 1000, halvings = 4,
+        widths = []
+    }
+
+    input  image       : float[3]
+    input  hidden_ones : bool[3]
+    target label : index(7)
+
+    learn c    : float
+    learn more : float
+
+    stage f = compress(subspaces, rank = dim / subspaces, gradient = exact, out = tied, constraint = orthonormal,
+                       norm = none)
+    x = image -> f -> linear(dim) -> linear(dim) -> linear(dim) -> linear(dim) -> linear(dim) -> linear(dim)
+              -> linear(7)
+    a, b = x -> g
+    # Apart.
+    long = x -> repeat(2) {
+        f
+        f
+    }
+    y    = x
+
+    output y
+    train {
+        lr       = 1
+        schedule = cosine(warmup = 0.5)
+    }
+}
+"""
+    assert formatted(text) == text
+    assert_laws(text)
+
+
+def test_what_is_too_far_to_the_right_begins_on_a_line_of_its_own() -> None:
+    name = "n" * 80
+    text = f"model m {{\n    {name} = x -> f(1)\n        -> g\n    {name} = f(\n        1, 2)\n}}\n"
+    long = text.replace("f(1)", f"f({'1' * 40})").replace("1, 2", f"{'1' * 30}, 2")
+    assert_laws(long)
+    assert all(len(line) <= 130 for line in formatted(long).splitlines())
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_specs_are_formatted(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert formatted(text) == text
 
 
 def test_a_broken_text_is_refused() -> None:
