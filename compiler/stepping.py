@@ -1,7 +1,7 @@
 """A causal network for the next tokens alone, given what it holds of those before: what a text is gone on with.
 
 Every step that acts token by token stays as it is; of every other one `Operator.stepped` says what it holds. With
-q = k = v that is one tensor for a layer of `compress`, where `attend` holds two, and three sums for token statistics.
+q = k = v that is one tensor for a layer of `compress`, where `attend` holds two; token statistics hold sums.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def test_attention_within_subspaces_holds_half_of_what_attention_holds() -> None
     }
     assert held["crate_gpt"] == 6 * ["float[past, 128]"]
     assert held["gpt"] == 12 * ["float[past, 66]"]
-    assert held["tost_gpt"] == 6 * ["float[4, 18]", "float[4, 18]", "float[4]"]
+    assert held["tost_gpt"] == 6 * ["float[2, 4, 37]"]
 
 
 def test_its_weights_are_copies_under_the_same_names() -> None:

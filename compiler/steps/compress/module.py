@@ -14,7 +14,7 @@ from crate_dsl.compiler.operators import Port
 from crate_dsl.compiler.steps.attend.module import attention, ruled, weights
 from crate_dsl.compiler.steps.compress.operator import LOST
 from crate_dsl.compiler.steps.compress.representatives import by_way_of, pooled
-from crate_dsl.compiler.steps.compress.statistics import Sums, biases_at, of_all, so_far
+from crate_dsl.compiler.steps.compress.statistics import biases_at, next_so_far, of_all, so_far
 from crate_dsl.compiler.steps.norm.module import normalise
 from crate_dsl.compiler.steps.rotary.module import rotated
 from crate_dsl.compiler.types import TensorType
@@ -139,7 +139,7 @@ class SubspaceModule(StepModule):
             temperature_k = precise(self.temperature)
             if op.running:
                 bias_kn = precise(self.energy_bias)[:, : w_bnm.shape[1]]
-                heads_bknp, membership_bkn, _ = so_far(
+                heads_bknp, membership_bkn = so_far(
                     precise(w_bknp), temperature_k, bias_kn, kept_bn=given.get("mask")
                 )
             else:
@@ -293,24 +293,19 @@ class Decompress(SubspaceModule):
 
 
 class StatisticsStep(SubspaceModule):
-    """Z + F(Z) of the next tokens, (B, m, d), given how many were before them, (B,), and their sums; and the sums."""
+    """Z + F(Z) of the next tokens, (B, N, d), given how many were before, (B,), and their sums, (B, 2, K, 2 p + 1); and
+    the sums with them.
+    """
 
     def forward(
-        self,
-        z_bnd: Tensor,
-        past_b: Tensor,
-        squares_bkp: Tensor,
-        weighted_bkp: Tensor,
-        memberships_bk: Tensor,
-        **given: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        self, z_bnd: Tensor, past_b: Tensor, sums_b2kq: Tensor, **given: Tensor
+    ) -> tuple[Tensor, Tensor]:
         x_bnd = self._normalised(z_bnd, given)
         w_bnm = self._projected(x_bnd, given)
         with torch.autocast(z_bnd.device.type, enabled=False):
             bias_bkn = biases_at(precise(self.energy_bias), past_b, z_bnd.shape[1])
-            before = Sums(squares_bkp, weighted_bkp, memberships_bk)
-            heads_bknp, _, after = so_far(
-                precise(self._heads(w_bnm)), precise(self.temperature), bias_bkn, before
+            heads_bknp, after_b2kq = next_so_far(
+                precise(self._heads(w_bnm)), precise(self.temperature), bias_bkn, sums_b2kq
             )
         branch_bnd = self._led_back(x_bnd, heads_bknp.to(w_bnm.dtype), self._rate(z_bnd, given), given)
-        return z_bnd + self._dropped(branch_bnd), after.squares, after.weighted, after.memberships
+        return z_bnd + self._dropped(branch_bnd), after_b2kq

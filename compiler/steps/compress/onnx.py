@@ -14,7 +14,14 @@ from crate_dsl.compiler.functions import Body
 from crate_dsl.compiler.masks import Rule
 from crate_dsl.compiler.operators import FLOAT32_SPACING, Typing
 from crate_dsl.compiler.steps.attend.onnx_masks import of_keys, ruled
-from crate_dsl.compiler.steps.compress.onnx_summaries import biases_at, by_way_of, of_all, pooled, so_far
+from crate_dsl.compiler.steps.compress.onnx_summaries import (
+    biases_at,
+    by_way_of,
+    next_so_far,
+    of_all,
+    pooled,
+    so_far,
+)
 from crate_dsl.compiler.steps.compress.operator import (
     LOST,
     Compress,
@@ -218,7 +225,7 @@ def summarised(b: Body, op: SubspaceStep, typing: Typing, w_bnm: str, given: Map
         return of_all(b, w_bknp, given["temperature"], given.get("mask"))
     count = b("Shape", w_bnm, start=1, end=2)
     bias_kn = b("Slice", given["energy_bias"], b.integers(0), count, b.integers(1))
-    return so_far(b, w_bknp, op.rank, given["temperature"], bias_kn, kept_bn=given.get("mask"))[0]
+    return so_far(b, w_bknp, op.rank, given["temperature"], bias_kn, kept_bn=given.get("mask"))
 
 
 def led_back(
@@ -259,22 +266,12 @@ def decompress(b: Body, op: Decompress, typing: Typing, y_bnd: str, **given: str
 
 
 def statistics_step(
-    b: Body,
-    op: StatisticsStep,
-    typing: Typing,
-    z_bnd: str,
-    past_b: str,
-    squares_bkp: str,
-    weighted_bkp: str,
-    memberships_bk: str,
-    **given: str,
-) -> tuple[str, ...]:
+    b: Body, op: StatisticsStep, typing: Typing, z_bnd: str, past_b: str, sums_b2kq: str, **given: str
+) -> tuple[str, str]:
     x_bnd, w_bnm = projected(b, op, z_bnd, given)
     w_bknp = split(b, w_bnm, op.subspaces, op.rank)
     bias_bkn = biases_at(b, given["energy_bias"], past_b, w_bnm)
-    heads_bknp, *sums = so_far(
-        b, w_bknp, op.rank, given["temperature"], bias_bkn, (squares_bkp, weighted_bkp, memberships_bk)
-    )
+    heads_bknp, after_b2kq = next_so_far(b, w_bknp, op.rank, given["temperature"], bias_bkn, sums_b2kq)
     alpha, rate = factors(b, op, typing, z_bnd, given)
     heads_bnm = joined(b, heads_bknp, op.subspaces * op.rank)
-    return (b("Add", z_bnd, led_back(b, op, x_bnd, heads_bnm, rate, alpha, given)), *sums)
+    return b("Add", z_bnd, led_back(b, op, x_bnd, heads_bnm, rate, alpha, given)), after_b2kq

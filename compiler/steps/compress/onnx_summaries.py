@@ -25,35 +25,71 @@ def of_all(b: Body, w_bknp: str, temperature_k: str, kept_bn: str | None) -> str
 
 
 def so_far(
-    b: Body,
-    w_bknp: str,
-    rank: int,
-    temperature_k: str,
-    bias: str,
-    before: tuple[str, str, str] | None = None,
-    *,
-    kept_bn: str | None = None,
-) -> tuple[str, ...]:
-    """The language form: -(Π W) / (1 + m); and, where they are given before, Σ w², Σ π w² and Σ π after the last."""
+    b: Body, w_bknp: str, rank: int, temperature_k: str, bias_kn: str, kept_bn: str | None = None
+) -> str:
+    """The language form: -(Π W) / (1 + m)."""
     w_bknp = _where(b, kept_bn, w_bknp, 1, 3)
     squares_bknp = b("Mul", w_bknp, w_bknp)
-    squares, weighted, memberships = before or (None, None, None)
-    all_bknp = _running(b, squares_bknp, squares)
+    membership_bkn = _membership_so_far(
+        b, rank, squares_bknp, _running(b, squares_bknp), temperature_k, bias_kn
+    )
+    membership_bkn = _where(b, kept_bn, membership_bkn, 1)
+    membership_bkn1 = b("Unsqueeze", membership_bkn, b.integers(3))
+    weighted_bknp = _running(b, b("Mul", membership_bkn1, squares_bknp))
+    memberships_bkn1 = b("Unsqueeze", _running(b, membership_bkn, precise=True), b.integers(3))
+    return _damped_by_means(b, w_bknp, membership_bkn1, weighted_bknp, memberships_bkn1)
+
+
+def next_so_far(
+    b: Body, w_bknp: str, rank: int, temperature_k: str, bias_bkn: str, sums_b2kq: str
+) -> tuple[str, str]:
+    """The language form of the next tokens, given the sums over those before: -(Π W) / (1 + m), and the sums with them.
+
+    The two are a number as float32 has it, and the rest; q = 2 p + 1 are Σ w², Σ π w² and Σ π.
+    """
+    sizes = b.integers(rank, rank, 1)
+    before_bk1q = b("Unsqueeze", b("Gather", sums_b2kq, b.constant(np.asarray(0)), axis=1), b.integers(2))
+    squares_bk1p, weighted_bk1p, memberships_bk11 = b.several("Split", 3, before_bk1q, sizes, axis=3)
+    squares_bknp = b("Mul", w_bknp, w_bknp)
+    all_bknp = b("Add", _running(b, squares_bknp), squares_bk1p)
+    membership_bkn = _membership_so_far(b, rank, squares_bknp, all_bknp, temperature_k, bias_bkn)
+    membership_bkn1 = b("Unsqueeze", membership_bkn, b.integers(3))
+    # Π w² and Π, side by side.
+    parts_bknq = b("Concat", b("Mul", membership_bkn1, squares_bknp), membership_bkn1, axis=3)
+    before_bk1q = b("Concat", weighted_bk1p, memberships_bk11, axis=3)
+    running_bknq = b("Add", _running(b, parts_bknq, precise=True), before_bk1q)
+    weighted_bknp, memberships_bkn1 = b.several("Split", 2, running_bknq, b.integers(rank, 1), axis=3)
+    heads_bknp = _damped_by_means(b, w_bknp, membership_bkn1, weighted_bknp, memberships_bkn1)
+    added_bkq = b("ReduceSum", b("Concat", squares_bknp, parts_bknq, axis=3), b.integers(2), keepdims=0)
+    before_bkq = b("ReduceSum", _double(b, sums_b2kq), b.integers(1), keepdims=0)
+    after_bkq = b("Add", before_bkq, _double(b, added_bkq))
+    first_bkq = b("Cast", after_bkq, to=onnx.TensorProto.FLOAT)
+    rest_bkq = b("Cast", b("Sub", after_bkq, _double(b, first_bkq)), to=onnx.TensorProto.FLOAT)
+    both = (b("Unsqueeze", half_bkq, b.integers(1)) for half_bkq in (first_bkq, rest_bkq))
+    return heads_bknp, b("Concat", *both, axis=1)
+
+
+def _double(b: Body, values: str) -> str:
+    return b("Cast", values, to=onnx.TensorProto.DOUBLE)
+
+
+def _membership_so_far(
+    b: Body, rank: int, squares_bknp: str, all_bknp: str, temperature_k: str, bias: str
+) -> str:
+    """Π of each token's share of the squares so far."""
     shares_bknp = b("Div", squares_bknp, b("Max", all_bknp, b.number(SQUARES_SO_FAR)))
     # A channel's bias is added to each of p shares.
     shares_bkn = b("ReduceSum", shares_bknp, b.integers(3), keepdims=0)
     energies_bkn = b("Add", shares_bkn, b("Mul", b.number(rank), bias))
-    membership_bkn = _where(b, kept_bn, _membership(b, energies_bkn, temperature_k), 1)
-    membership_bkn1 = b("Unsqueeze", membership_bkn, b.integers(3))
-    weighted_bknp = _running(b, b("Mul", membership_bkn1, squares_bknp), weighted)
-    memberships_bkn = _running(b, membership_bkn, memberships, precise=True)
-    divisors_bkn1 = b("Unsqueeze", b("Add", memberships_bkn, b.number(MEMBERSHIPS)), b.integers(3))
-    heads_bknp = _damped(b, w_bknp, membership_bkn1, b("Div", weighted_bknp, divisors_bkn1))
-    if before is None:
-        return (heads_bknp,)
-    last = b.constant(np.asarray(-1, np.int64))
-    after = (b("Gather", sums, last, axis=2) for sums in (all_bknp, weighted_bknp, memberships_bkn))
-    return (heads_bknp, *after)
+    return _membership(b, energies_bkn, temperature_k)
+
+
+def _damped_by_means(
+    b: Body, w_bknp: str, membership_bkn1: str, weighted_bknp: str, memberships_bkn1: str
+) -> str:
+    """-(Π W) / (1 + m), where m is a weighted mean."""
+    moments_bknp = b("Div", weighted_bknp, b("Add", memberships_bkn1, b.number(MEMBERSHIPS)))
+    return _damped(b, w_bknp, membership_bkn1, moments_bknp)
 
 
 def biases_at(b: Body, energy_bias_kl: str, past_b: str, tokens: str) -> str:
@@ -64,18 +100,14 @@ def biases_at(b: Body, energy_bias_kl: str, past_b: str, tokens: str) -> str:
     return b("Transpose", b("Gather", energy_bias_kl, places_bn, axis=1), perm=[1, 0, 2])
 
 
-def _running(b: Body, values: str, before: str | None, precise: bool = False) -> str:
-    """Sums over the tokens so far, (B, K, N, …), those before included.
+def _running(b: Body, values: str, precise: bool = False) -> str:
+    """Sums over the tokens so far, (B, K, N, …).
 
     onnxruntime adds token after token, and where all add the same, all sums are rounded the same way: in float32
     that is 3e-5 after 16,384 memberships. So these are added in float64, which is cheap for one number a token.
     """
-    if precise:
-        values = b("Cast", values, to=onnx.TensorProto.DOUBLE)
-    sums = b("CumSum", values, b.constant(np.asarray(2, np.int64)))
-    if precise:
-        sums = b("Cast", sums, to=onnx.TensorProto.FLOAT)
-    return sums if before is None else b("Add", sums, b("Unsqueeze", before, b.integers(2)))
+    sums = b("CumSum", _double(b, values) if precise else values, b.constant(np.asarray(2, np.int64)))
+    return b("Cast", sums, to=onnx.TensorProto.FLOAT) if precise else sums
 
 
 def _where(b: Body, kept_bn: str | None, values: str, *axes: int) -> str:

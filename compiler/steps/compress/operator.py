@@ -330,8 +330,7 @@ class Compress(SubspaceStep):
         if self.running:
             table = own_slots(self, tokens, tokens.shape[1].bound)["energy_bias"]
             arguments = self._arguments() | {"mask": "causal", "length": table.shape[1]}
-            heads = floats(self.subspaces, self.rank)
-            return Stepped(StatisticsStep(**arguments), (heads, heads, floats(self.subspaces)))
+            return Stepped(StatisticsStep(**arguments), (floats(2, self.subspaces, 2 * self.rank + 1),))
         if self.gradient != "attention":
             return NotStepped(
                 f"takes all tokens together, later ones too: it is `gradient = {self.gradient}`",
@@ -411,8 +410,9 @@ class StatisticsStep(SubspaceStep):
     """Causal statistics of the next tokens, given the sums over the tokens before: the compiler makes it of
     `compress(gradient = statistics, mask = causal)`.
 
-    float[m, dim], how many tokens were before, and of those the sums of w², of π w² and of π -> float[m, dim] and the
-    sums with these m.
+    float[m, dim], how many tokens were before, and their sums -> float[m, dim] and the sums with these m. A row of the
+    sums, float[2, K, 2 p + 1], is Σ w², Σ π w² and Σ π of a subspace; the second of the two is what float32 leaves off
+    the first, so that sums are as of float64: else each token rounds them anew.
     """
 
     word: ClassVar[str] = "statistics_step"
@@ -426,9 +426,9 @@ class StatisticsStep(SubspaceStep):
         return ()
 
     def infer(self, *inputs: TensorType) -> Typing:
-        tokens, _, *sums = inputs
+        tokens, _, sums = inputs
         typing = super().infer(tokens)
-        return replace(typing, outputs=(*typing.outputs, *sums))
+        return replace(typing, outputs=(*typing.outputs, sums))
 
 
 #: The tensors inside a step that a reader asks for, beside the norm and the projection.

@@ -13,7 +13,7 @@ from crate_dsl.compiler.steps.compress.operator import ALL_SQUARES, MEMBERSHIPS,
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """What the language form knows of the tokens so far: Σ w² and Σ π w², (B, K, p); Σ π, (B, K)."""
+    """What the language form knows of the tokens before: Σ w² and Σ π w², (B, K, p); Σ π, (B, K)."""
 
     squares: Tensor
     weighted: Tensor
@@ -42,8 +42,8 @@ def so_far(
     before: Sums | None = None,
     *,
     kept_bn: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Sums]:
-    """The language form: -(Π W) / (1 + m), (B, K, N, p), Π, (B, K, N), and the sums after the last token.
+) -> tuple[Tensor, Tensor]:
+    """The language form: -(Π W) / (1 + m), (B, K, N, p), and Π, (B, K, N).
 
     `bias`, (K, N) or (B, K, N), is that of these tokens' places; `before` are the sums over the tokens before them.
     Tokens for which `kept_bn` is false are as if they were zero and belonged nowhere.
@@ -62,8 +62,25 @@ def so_far(
         weighted_bknp = weighted_bknp + before.weighted[:, :, None]
         memberships_bkn = memberships_bkn + before.memberships[:, :, None]
     moments_bknp = weighted_bknp / (memberships_bkn + MEMBERSHIPS)[..., None]
-    after = Sums(all_bknp[:, :, -1], weighted_bknp[:, :, -1], memberships_bkn[:, :, -1])
-    return _damped(w_bknp, membership_bkn, moments_bknp), membership_bkn, after
+    return _damped(w_bknp, membership_bkn, moments_bknp), membership_bkn
+
+
+def next_so_far(
+    w_bknp: Tensor, temperature_k: Tensor, bias_bkn: Tensor, sums_b2kq: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The language form of the next tokens, given the sums over those before: -(Π W) / (1 + m), and the sums with them.
+
+    The two are a number as float32 has it, and the rest; q = 2 p + 1 are Σ w², Σ π w² and Σ π.
+    """
+    dtype, rank = sums_b2kq.dtype, w_bknp.shape[-1]
+    squares_bkp, weighted_bkp, memberships_bk1 = sums_b2kq[:, 0].split([rank, rank, 1], dim=-1)
+    before = Sums(squares_bkp, weighted_bkp, memberships_bk1[..., 0])
+    heads_bknp, membership_bkn = so_far(w_bknp, temperature_k, bias_bkn, before)
+    squares_bknp, membership_bkn1 = w_bknp.square(), membership_bkn[..., None]
+    added_bknq = torch.cat([squares_bknp, membership_bkn1 * squares_bknp, membership_bkn1], dim=-1)
+    after_bkq = sums_b2kq.double().sum(1) + added_bknq.sum(2)
+    first_bkq = after_bkq.to(dtype)
+    return heads_bknp, torch.stack([first_bkq, (after_bkq - first_bkq).to(dtype)], dim=1)
 
 
 def biases_at(energy_bias_kl: Tensor, past_b: Tensor, count: int) -> Tensor:
