@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, Literal
 
 import typer
@@ -151,7 +152,7 @@ def train(
     test = run.test() or {}
     print(_told(test))
     if "bits_per_character" in test:
-        print(f"next: crate-dsl generate {out}")
+        print(f"next: crate-dsl generate {out} --prompt {quote(run.texts().word())}")
     else:
         print(f"next: crate-dsl export {out} --out {out.name}.onnx")
 

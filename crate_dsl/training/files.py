@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,24 @@ def written_aside(path: Path) -> Iterator[Path]:
         raise UserError(f"{path} could not be written: {problem.strerror or problem}") from problem
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_written_aside(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` to write to, renamed to it when the body ends well and removed when it does not.
+
+    Raises:
+        UserError: the system does not let it be written.
+    """
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        os.replace(aside, folder)
+    except OSError as problem:
+        raise UserError(f"{folder} could not be written: {problem.strerror or problem}") from problem
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -118,18 +118,23 @@ class Run:
             if not (isinstance(data, str) and is_text(data)):
                 raise UserError(f"`{graph.model}` was trained on text: text:PATH")
             return open_texts(graph, data, vocabulary)
-        return self._texts(graph, vocabulary)
+        return self.texts()
 
-    def _texts(self, graph: ModelGraph, vocabulary: Vocabulary) -> Texts:
-        """The texts in the folder."""
-        manifest = self.manifest
-        assert manifest.vocabulary is not None and manifest.characters is not None
+    def texts(self) -> Texts:
+        """The texts in the folder.
+
+        Raises:
+            UserError: it was trained on images, or they are damaged.
+        """
+        manifest, vocabulary = self.manifest, self.vocabulary()
+        if vocabulary is None or manifest.vocabulary is None or manifest.characters is None:
+            raise UserError(f"`{manifest.model}` was trained on images, but this needs a network of text")
         return Texts(
             manifest.data,
             manifest.fingerprint,
             vocabulary,
             manifest.vocabulary,
-            check_reads(graph, manifest.data, vocabulary),
+            check_reads(self.graph(), manifest.data, vocabulary),
             {part: open_tokens(self.folder / TOKENS / f"{part}.npy", vocabulary) for part in PARTS},
             {part: manifest.characters[part] for part in PARTS},
             manifest.limit,
@@ -137,12 +142,8 @@ class Run:
 
     def asked_again(self, data: str, vocabulary: str | None) -> Texts:
         """The texts in the folder, called as they are now asked for, to be compared with what was asked for then."""
-        known = self.vocabulary()
-        assert known is not None
-        texts = self._texts(self.graph(), known)
-        return replace(
-            texts, text=data, asked=vocabulary or texts.asked, fingerprint=open_corpus(data).fingerprint()
-        )
+        texts, fingerprint = self.texts(), open_corpus(data).fingerprint()
+        return replace(texts, text=data, asked=vocabulary or texts.asked, fingerprint=fingerprint)
 
     def known(self) -> Known | None:
         """The vocabulary, for a run that begins with this one's weights; None where it was trained on images."""

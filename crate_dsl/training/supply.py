@@ -34,6 +34,8 @@ from crate_dsl.training.vocabulary import MAXIMUM_JSON, Vocabulary, check_wanted
 
 #: A run's files of text.
 VOCABULARY, TOKENS = "vocabulary.json", "tokens"
+#: Tokens in which a word is looked for.
+NEAR = 50
 #: The vocabulary of texts where none is asked for.
 CHARACTERS = "characters"
 
@@ -127,6 +129,11 @@ class Texts:
             self.vocabulary.size,
         )
         return whole if part != "train" or self.limit is None else whole.first(self.limit)
+
+    def word(self) -> str:
+        """A word of the test part, for a text to begin with."""
+        words = self.vocabulary.decode(self.tokens["test"][:NEAR]).split()
+        return words[-2:][0] if words else " "  # the first and the last may be cut off
 
     def held(self, part: PartName, device: torch.device) -> HeldTexts:
         share = len(self.tokens[part]) / max(1, self.characters[part])

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -22,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crate_dsl.language.diagnostics import UserError
+from crate_dsl.training.files import folder_written_aside
 from crate_dsl.training.vocabulary import Vocabulary
 
 #: Bytes of a corpus that are read at once; what is held of it is some such portions.
@@ -74,12 +73,8 @@ class Corpus:
         """The first byte from a border on with which a character begins."""
         for path, begin, size in self._places:
             if begin <= border < begin + size:
-                with path.open("rb") as file:
-                    file.seek(border - begin)
-                    near = file.read(4)
-                    return border + next(
-                        (at for at, byte in enumerate(near) if byte & 0xC0 != 0x80), len(near)
-                    )
+                near = _read(path, border - begin, 4)
+                return border + next((at for at, byte in enumerate(near) if byte & 0xC0 != 0x80), len(near))
         return border
 
     @property
@@ -140,13 +135,21 @@ class Corpus:
             first, last = max(begin - start, 0), min(end - start, size)
             if first >= last:
                 continue
-            with path.open("rb") as file:
-                file.seek(first)
-                for at in range(first, last, PORTION):
-                    block = file.read(min(PORTION, last - at))
-                    if len(block) < min(PORTION, last - at):
-                        raise UserError(f"{path} became shorter while it was read")
-                    yield path, at, block, at + len(block) == size
+            for at in range(first, last, PORTION):
+                block = _read(path, at, min(PORTION, last - at))
+                if len(block) < min(PORTION, last - at):
+                    raise UserError(f"{path} became shorter while it was read")
+                yield path, at, block, at + len(block) == size
+
+
+def _read(path: Path, at: int, size: int) -> bytes:
+    """Some bytes of a file, fewer where it ends."""
+    try:
+        with path.open("rb") as file:
+            file.seek(at)
+            return file.read(size)
+    except OSError as problem:
+        raise UserError(f"{path} could not be read: {problem.strerror or problem}") from problem
 
 
 def _whole_characters(block: bytes) -> int:
@@ -178,26 +181,8 @@ def open_corpus(text: str) -> Corpus:
     _, _, place = text.partition(":")
     if not place:
         raise UserError("`text` needs a path: text:PATH", "a file, a folder of .txt files, or a pattern")
-    path = Path(place).expanduser()
-    if path.is_dir():
-        files = sorted(file for file in _within(path) if file.suffix == SUFFIX)
-        if not files:
-            raise UserError(
-                f"{text}: {path} holds no file whose name ends with {SUFFIX}",
-                f"a pattern chooses others: text:'{path}/*.md'",
-            )
-    elif path.exists():
-        files = [path]
-    elif glob.has_magic(place):
-        files = sorted(Path(found) for found in glob.glob(str(path), recursive=True) if Path(found).is_file())
-        if not files:
-            raise UserError(f"{text}: no file is called so")
-    else:
-        raise UserError(f"{text}: there is no file or folder `{path}`")
     try:
-        for file in files:
-            if not file.is_file():
-                raise UserError(f"{text}: {file} is not a file")
+        files = _files(text, place)
         corpus = Corpus(text, tuple(files), tuple(file.stat().st_size for file in files))
     except OSError as problem:
         raise UserError(f"{text} could not be read: {problem.strerror or problem}") from problem
@@ -206,9 +191,37 @@ def open_corpus(text: str) -> Corpus:
     return corpus
 
 
+def _files(text: str, place: str) -> list[Path]:
+    """The files that a path or a pattern names, in order of their names; at least one."""
+    path = Path(place).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        files = sorted(file for file in _within(path) if file.suffix == SUFFIX)
+        if not files:
+            raise UserError(
+                f"{text}: {path} holds no file whose name ends with {SUFFIX}",
+                f"a pattern chooses others: text:'{path}/*.md'",
+            )
+        return files
+    if path.exists():
+        raise UserError(f"{text}: {path} is neither a file nor a folder")
+    if not glob.has_magic(place):
+        raise UserError(f"{text}: there is no file or folder `{path}`")
+    found = map(Path, glob.glob(str(path), recursive=True))
+    files = sorted(file for file in found if file.is_file())
+    if not files:
+        raise UserError(f"{text}: no file is called so")
+    return files
+
+
 def _within(folder: Path) -> Iterator[Path]:
     """The files of a folder and of those within it; links to folders are not followed."""
-    for root, folders, names in os.walk(folder):
+
+    def refused(problem: OSError) -> None:
+        raise problem
+
+    for root, folders, names in os.walk(folder, onerror=refused):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(root, name) for name in names if not name.startswith("."))
 
@@ -264,24 +277,6 @@ def open_tokens(path: Path, vocabulary: Vocabulary) -> Tokens:
     if ids_t.ndim != 1 or ids_t.dtype != dtype_of(vocabulary):
         raise UserError(f"{path} is damaged: it holds {ids_t.dtype} of shape {ids_t.shape}, and no tokens")
     return ids_t
-
-
-@contextmanager
-def folder_written_aside(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` to write to, renamed to it when the body ends well and removed when it does not.
-
-    Raises:
-        UserError: the system does not let it be written.
-    """
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
-        aside.mkdir(parents=True)
-        yield aside
-        os.replace(aside, folder)
-    except OSError as problem:
-        raise UserError(f"{folder} could not be written: {problem.strerror or problem}") from problem
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 # ------------------------------------------------------------------ windows of them

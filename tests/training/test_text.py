@@ -228,7 +228,8 @@ def test_what_is_no_text(tmp_path: Path) -> None:
         f"holds no file whose name ends with .txt\nhelp: a pattern chooses others: text:'{tmp_path}/*.md'"
         in (refused(f"text:{tmp_path}"))
     )
-    assert "is not a file" in refused("text:/dev/zero")
+    assert "is neither a file nor a folder" in refused("text:/dev/zero")
+    assert "could not be read: File name too long" in refused(f"text:{'a' * 5000}")
     (tmp_path / "a.txt").write_bytes(b"")
     assert "is empty" in refused(f"text:{tmp_path}")
 
@@ -261,6 +262,9 @@ def test_a_file_that_becomes_shorter(tmp_path: Path) -> None:
     corpus = open_corpus(f"text:{tmp_path}")
     (tmp_path / "a.txt").write_bytes(b"who")
     with pytest.raises(UserError, match=r"a\.txt became shorter while it was read"):
+        list(corpus.portions())
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(UserError, match=r"a\.txt could not be read: No such file or directory"):
         list(corpus.portions())
 
 
@@ -625,8 +629,9 @@ def test_the_command_line(
     assert text == (
         f"loss {test['loss']:.4f} on 19 test windows, perplexity {test['perplexity']:.2f}, "
         f"{test['bits_per_character']:.3f} bits per character (weights of epoch 1)\n"
-        "next: crate-dsl generate run\n"
+        f"next: crate-dsl generate run --prompt {open_run('run').texts().word()}\n"
     )
+    assert open_run("run").texts().word() in plain.read_text().split()
     text = said("train", HIDDEN, "--data", data, "-o", "hidden", "--limit", 32)
     assert text.endswith("next: crate-dsl export hidden --out hidden.onnx\n")
     assert "give --resume and --out alone" in said(
