@@ -36,8 +36,9 @@ NETWORKS = {
     "rotated": ("specs/self_supervised.crate:rotated@fashion", "features"),
     "supervised": ("specs/crate.crate@fashion", "logits.norm"),
 }
-#: The network whose first weights stand for a random encoder's.
-RANDOM = "contrastive"
+#: Those whose first weights stand beside them, as a random encoder: one that reads the class token, as all others do, and
+#: the one that reads the mean of the patches.
+RANDOM = ("contrastive", "completion")
 
 
 def trained(target: str, data: str, out: Path, limit: int | None, epochs: int | None) -> Run:
@@ -63,9 +64,9 @@ def effort(run: Run) -> dict[str, Any]:
     }
 
 
-def measured(run: Run, data: Data, output: str, neighbours: int, beside: bool) -> Comparison:
-    """The two questions to a run's features; and to a random encoder and pixels, where these are to stand beside it."""
-    return compare(run, data, output=output, neighbours=neighbours, probe=True, random=beside, pixels=beside)
+def measured(run: Run, data: Data, output: str, neighbours: int, random: bool, pixels: bool) -> Comparison:
+    """The two questions to a run's features, and to what stands beside them."""
+    return compare(run, data, output=output, neighbours=neighbours, probe=True, random=random, pixels=pixels)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -86,16 +87,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = None
     for name, (target, output) in NETWORKS.items():
         run = trained(target, given.data, given.out / name, given.limit, given.epochs)
-        found = measured(run, data, output, given.neighbours, beside=name == RANDOM)
-        first, *others = found.rows
-        rows[name] = {"target": Path(target).name, **asdict(first), **effort(run)}
-        rows |= {other.source: asdict(other) for other in others}
+        found = measured(run, data, output, given.neighbours, name in RANDOM, pixels=found is None)
         for row in found.rows:
+            called = {output: name, "untrained": f"{name}, untrained"}.get(row.source, row.source)
+            rows[called] = asdict(row)
             assert row.probe is not None
-            said = name if row is first else row.source
             print(
-                f"{said:12} {100 * row.nearest:6.2f} % by neighbours, {100 * row.probe:6.2f} % by a linear map"
+                f"{called:24} {100 * row.nearest:6.2f} % by neighbours, {100 * row.probe:6.2f} % by a linear map"
             )
+        rows[name] |= {"target": Path(target).name, **effort(run)}
     assert found is not None
     results = {
         "data": found.data,

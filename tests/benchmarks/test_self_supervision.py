@@ -39,13 +39,13 @@ def test_all_of_it(
         "supervised": (f"{tmp_path}/two.crate:supervised", "logits.norm"),
     }
     monkeypatch.setattr(self_supervision, "NETWORKS", networks)
-    monkeypatch.setattr(self_supervision, "RANDOM", "pretext")
+    monkeypatch.setattr(self_supervision, "RANDOM", ("pretext",))
     asked = ["--data", "digits", "--out", str(tmp_path / "runs"), "--limit", "90", "--epochs", "1"]
     asked += ["--numbers", str(tmp_path / "numbers.json"), "--neighbours", "5"]
     self_supervision.main(asked)
     first = json.loads((tmp_path / "numbers.json").read_text())
     said = capsys.readouterr().out
-    assert list(first["rows"]) == ["pretext", "untrained", "pixels", "supervised"]
+    assert list(first["rows"]) == ["pretext", "pretext, untrained", "pixels", "supervised"]
     assert all(f"{name} " in said for name in first["rows"])
     row = first["rows"]["pretext"]
     # 90 images of all classes in proportion are 88 or so: five batches of 16. Of 580 weights, 204 map patches, 52 are
