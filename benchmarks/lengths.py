@@ -15,6 +15,7 @@ import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -37,6 +38,8 @@ LENGTHS = (256, 1024, 4096, 16384)
 #: What runs before memory is measured: libraries set themselves up once.
 SHORT = 64
 EFFORT = {"seconds": 2.0, "least": 3}
+#: Seconds of a run before which none that is not timed has to come.
+LONG = 1.0
 #: Less is what allocators round to, and no exponent is read off it.
 LEAST_MEBIBYTES = 1.0
 
@@ -62,8 +65,11 @@ def row(gradient: str, way: str, length: int, effort: Mapping[str, Any]) -> dict
     """Seconds, and MiB at the highest beyond what the weights, the tokens and a short run take."""
     work(gradient, way, SHORT)()
     run = work(gradient, way, length)
+    began = perf_counter()
     mebibytes = peak_of(run)
-    return {**spread(interleaved({way: run}, Effort(**effort))[way]), "mebibytes": mebibytes}
+    warm = perf_counter() - began < LONG
+    times = interleaved({way: run}, Effort(**effort, warm=warm))[way]
+    return {**spread(times), "mebibytes": mebibytes}
 
 
 def measured(lengths: Sequence[int], effort: Mapping[str, Any]) -> dict[str, Any]:
