@@ -36,8 +36,8 @@ NETWORKS = {
     "rotated": ("specs/self_supervised.crate:rotated@fashion", "features"),
     "supervised": ("specs/crate.crate@fashion", "logits.norm"),
 }
-#: Those whose first weights stand beside them, as a random encoder: one that reads the class token, as all others do, and
-#: the one that reads the mean of the patches.
+#: Those whose first weights stand beside them, as a random encoder: one that reads the class token, as most do, and the
+#: one that reads the mean of the patches.
 RANDOM = ("contrastive", "completion")
 
 
