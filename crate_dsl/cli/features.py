@@ -57,6 +57,7 @@ def features(
     crate-dsl features runs/first --output logits.norm
     """
     from crate_dsl.features import compare
+    from crate_dsl.inspection.terminal import progress
     from crate_dsl.training.run import open_run
     from crate_dsl.training.sources import open_data, required_module
     from crate_dsl.training.train import chosen_device
@@ -66,16 +67,18 @@ def features(
     images = opened.data() if data is None else open_data(data)
     if limit is not None:
         images = images.limited(limit)
-    found = compare(
-        opened,
-        images,
-        output=output,
-        neighbours=neighbours,
-        probe=probe,
-        random=random,
-        pixels=pixels,
-        device=on,
-    )
+    with progress((len(images.train) + len(images.test)) * (1 + random)) as advance:
+        found = compare(
+            opened,
+            images,
+            output=output,
+            neighbours=neighbours,
+            probe=probe,
+            random=random,
+            pixels=pixels,
+            device=on,
+            advance=advance,
+        )
     if format == "json":
         import json
         from dataclasses import asdict
