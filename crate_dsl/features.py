@@ -22,7 +22,7 @@ import crate_dsl
 from crate_dsl.compiler.graph import ModelGraph, Value
 from crate_dsl.compiler.network import Network
 from crate_dsl.compiler.trace import trace
-from crate_dsl.language.diagnostics import UserError, did_you_mean
+from crate_dsl.language.diagnostics import Caution, UserError, did_you_mean
 from crate_dsl.training.batches import MEASURING_SEED, Held
 from crate_dsl.training.data import Data, Labels, Part, Scaling
 from crate_dsl.training.feed import check_fits
@@ -100,7 +100,7 @@ def compare(
         output: what is read: an output, a named value or a step's path (`logits.norm`), of the type float[d].
         neighbours: how many training images vote on each test image.
         probe: fit a linear map, too.
-        random: measure the same network with the weights that it began with: those of its seed.
+        random: measure the same network untrained, too: with weights that are drawn from the run's seed.
         pixels: measure the pixels themselves.
         device: where features are computed; on the CPU, if nothing is said.
         advance: told how many more images are done.
@@ -275,7 +275,7 @@ def linear(split: Split) -> float:
     brought to mean 0 and spread 1.
 
     Warns:
-        RuntimeWarning: the minimum was not reached.
+        Caution: the minimum was not reached.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -287,7 +287,9 @@ def linear(split: Split) -> float:
         warnings.simplefilter("always", ConvergenceWarning)
         fitted.fit(scaler.transform(split.train_nd), split.train_labels_n)
     if any(issubclass(entry.category, ConvergenceWarning) for entry in told):
-        warnings.warn(f"the linear map was not done after {MOST_STEPS} steps", RuntimeWarning, stacklevel=2)
+        warnings.warn(
+            Caution(f"the linear map is not at its minimum after {MOST_STEPS:,} steps"), stacklevel=2
+        )
     return float(fitted.score(scaler.transform(split.test_nd), split.test_labels_n))
 
 

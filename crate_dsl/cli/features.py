@@ -35,7 +35,7 @@ def features(
     ] = 20,
     probe: Annotated[bool, typer.Option("--probe", help="Fit a linear map of the features, too.")] = False,
     random: Annotated[
-        bool, typer.Option("--random", help="Beside it the same network with the weights it began with.")
+        bool, typer.Option("--random", help="Beside it the same network, its weights drawn at random.")
     ] = False,
     pixels: Annotated[bool, typer.Option("--pixels", help="Beside it the pixels themselves.")] = False,
     limit: Annotated[

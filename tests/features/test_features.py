@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 import crate_dsl
 from crate_dsl.compiler.graph import ModelGraph
 from crate_dsl.features import Split, compare, dimensions, linear, nearest, path_of, read, readable
-from crate_dsl.language.diagnostics import UserError
+from crate_dsl.language.diagnostics import Caution, UserError
 from crate_dsl.language.source import Source
 from crate_dsl.training.batches import MEASURING_BATCH
 from crate_dsl.training.data import Data, Part, Scaling
@@ -109,7 +109,7 @@ def test_the_linear_map_is_the_minimum() -> None:
 
 def test_a_linear_map_that_was_not_done_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("crate_dsl.features.MOST_STEPS", 1)
-    with pytest.warns(RuntimeWarning, match="not done after 1 steps"):
+    with pytest.warns(Caution, match="not at its minimum after 1 steps"):
         linear(clouds())
 
 
