@@ -26,7 +26,7 @@ from crate_dsl.compiler.graph import ModelGraph, Node, Value
 from crate_dsl.compiler.network import Network
 from crate_dsl.compiler.weights import SHOWN
 from crate_dsl.language.diagnostics import Diagnostic, Label, Remark, UserError, did_you_mean
-from crate_dsl.training.manifest import Manifest
+from crate_dsl.training.manifest import Manifest, ScalingEntry
 from crate_dsl.training.run import WEIGHTS, Run, open_run
 
 Shape = tuple[int, ...]
@@ -75,7 +75,7 @@ class Started:
     follows: Mapping[str, Shape]
     left_out: Mapping[str, Shape]
 
-    def tell(self, console: Console) -> None:
+    def tell(self, console: Console, manifest: Manifest) -> None:
         """Print which stages are taken, drawn anew and left out, with their layers, weights and numbers."""
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for name in ("", "stage"):
@@ -96,17 +96,21 @@ class Started:
         plain = {"highlight": False, "markup": False, "soft_wrap": True}
         console.print(f"starts from {self.start.text}", **plain)
         console.print(table, width=WIDTH)
-        if self.start.run is not None and self.start.run.manifest.scaling is not None:
+        if self._scaling(manifest) is not None:
             console.print("pixels are scaled as there", **plain)
 
     def recorded(self, manifest: Manifest) -> Manifest:
         """The manifest of a run that begins so: pixels are what they were to the weights that are taken."""
-        found: dict[str, object] = {"start_fingerprint": self.fingerprint}
-        run = self.start.run
-        own, theirs = manifest.scaling, run.manifest.scaling if run is not None else None
-        if own is not None and theirs is not None and len(own.mean) == len(theirs.mean):
-            found["scaling"] = own.model_copy(update={"mean": theirs.mean, "std": theirs.std})
-        return manifest.model_copy(update=found)
+        scaling = self._scaling(manifest) or manifest.scaling
+        return manifest.model_copy(update={"start_fingerprint": self.fingerprint, "scaling": scaling})
+
+    def _scaling(self, manifest: Manifest) -> ScalingEntry | None:
+        """How pixels were scaled for the weights that are taken, where that can be said of these pixels."""
+        own, run = manifest.scaling, self.start.run
+        theirs = run.manifest.scaling if run is not None else None
+        if own is None or theirs is None or len(own.mean) != len(theirs.mean):
+            return None
+        return own.model_copy(update={"mean": theirs.mean, "std": theirs.std})
 
 
 def start_of(graph: ModelGraph, asked: str | Path | None) -> str | None:

@@ -133,7 +133,7 @@ def train(
     else:
         run = _begun(out, wanted, spec_texts(graph), started)
         if started is not None and shown is not None:
-            started.tell(shown)
+            started.tell(shown, run.manifest)
     return _continue(run, graph, supply, on, shown)
 
 

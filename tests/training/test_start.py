@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -239,6 +240,23 @@ def test_what_became_of_each_stage_is_told(pretext: Path) -> None:
         ["left", "out", "turns", "2", "68"],
     ]
     assert max(map(len, lines[1:7])) <= 80
+    assert lines[7] == "pixels are scaled as there"
+
+
+def test_pixels_of_other_channels_are_scaled_by_themselves(pretext: Path) -> None:
+    """The encoder is one of grey pictures, and these have colours."""
+    text = FINETUNED.replace("float[1, 8, 8]", "float[3, 8, 8]")
+    Path("colours.crate").write_text(text)
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (40, 8, 8, 3), np.uint8), np.arange(40) % 10
+    np.savez("colours.npz", x=x, y=y, x_test=x, y_test=y)
+    said = io.StringIO()
+    run = train(
+        "colours.crate", "npz:colours.npz", "run", start=f"{pretext}:encoder", console=Console(file=said)
+    )
+    assert run.manifest.scaling is not None
+    assert run.manifest.scaling.mean == pytest.approx((x / 255).mean((0, 1, 2)), abs=1e-3)
+    assert "pixels" not in said.getvalue()
 
 
 def told(code: str, spec: str, start: str | None) -> None:
