@@ -20,7 +20,9 @@ def parts(draft: Draft) -> Draft:
         if node.operator.identity_at_inference:
             return node.inputs
         face = parts_face(type(node.operator))
-        written: Value | None = face(new, node) if face is not None else None
-        return new.keep(node) if written is None else (written,)
+        written: Value | tuple[Value, ...] | None = face(new, node) if face is not None else None
+        if written is None:
+            return new.keep(node)
+        return written if isinstance(written, tuple) else (written,)
 
     return rebuild(draft, visit)

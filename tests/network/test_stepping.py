@@ -18,6 +18,7 @@ from crate_dsl.compiler.steps.cached import onnx
 from crate_dsl.language.diagnostics import UserError
 from crate_dsl.language.source import Source
 from crate_dsl.workspace import Target, load_source
+from tests.lower.holding import CHOICES
 
 #: Rounding of float64 in some layers; and what the laws are held to in float32.
 EXACT, SINGLE = 1e-12, prefix.LIMIT
@@ -45,12 +46,11 @@ def built(body: str, head: str = "input z : float[n <= 12, 8]", seed: int = 1) -
     return net
 
 
-def told(net: Network, sizes: list[int], **tokens: Tensor) -> Tensor:
-    """What comes out, one portion after another."""
-    one = stepped(net)
-    assert one.graph.cache is not None
+def told(net: Network, sizes: list[int], z: Tensor) -> Tensor:
+    """What comes out of a network, or of what was made of it for the next tokens, one portion after another."""
+    one = net if net.graph.cache is not None else stepped(net)
     cache = one.graph.cache
-    ((_, z),) = tokens.items()
+    assert cache is not None
     states, past, parts = empty(one.graph, len(z)), 0, []
     for size in sizes:
         given = {cache.tokens: z[:, past : past + size], cache.past: torch.full((len(z),), past)}
@@ -114,7 +114,29 @@ def test_other_steps_are_told_one_after_another(body: str) -> None:
     net = built(body, head)
     z = torch.randn(2, 12, 8)
     with torch.no_grad():
-        assert (told(net, [4, 1, 7], z=z) - net(z)).abs().max() < SINGLE
+        assert (told(net, [4, 1, 7], z) - net(z)).abs().max() < SINGLE
+
+
+@pytest.mark.parametrize(
+    "arguments", ["positions = rotary, scale = 0.4, step = 0.7", "out = tied, step = learn(0.3)"]
+)
+def test_lowered_steps(arguments: str) -> None:
+    chain = f"position(sincos) -> compress(3, 4, mask = causal, {arguments}) -> sparsify -> norm"
+    net = built(f"{chain} -> attend(2, mask = causal, positions = rotary) -> norm -> linear(5)")
+    z, one = torch.randn(2, 12, 8), stepped(net)
+    with torch.no_grad():
+        for choice in CHOICES:
+            assert (told(crate_dsl.lower(one, choice), [4, 1, 7], z) - net(z)).abs().max() < SINGLE, choice
+
+
+@pytest.mark.parametrize("model", prefix.MODELS)
+def test_lowered_networks(model: str) -> None:
+    net = prefix.text_network(model)
+    ids, one = prefix.tokens_of(net, 40), stepped(net)
+    with torch.no_grad():
+        whole = net(ids)
+        for choice in ("parts", "all"):
+            assert (told(crate_dsl.lower(one, choice), [29, 1, 10], ids) - whole).abs().max() < SINGLE
 
 
 def test_tokens_of_known_number_may_come_in_portions() -> None:
@@ -125,7 +147,7 @@ def test_tokens_of_known_number_may_come_in_portions() -> None:
     )
     z = torch.randn(2, 9, 8)
     with torch.no_grad():
-        assert (told(net, [1, 3, 5], z=z) - net(z)).abs().max() < SINGLE
+        assert (told(net, [1, 3, 5], z) - net(z)).abs().max() < SINGLE
 
 
 @pytest.mark.parametrize("gradient", ["", ", gradient = statistics, length = 12"])
@@ -136,7 +158,7 @@ def test_padding_is_not_asked_for(gradient: str, tmp_path: Path) -> None:
     z = torch.randn(2, 12, 8)
     with torch.no_grad():
         whole = net(z, torch.ones(2, 12, dtype=torch.bool))
-        assert (told(net, [5, 1, 6], z=z) - whole).abs().max() < SINGLE
+        assert (told(net, [5, 1, 6], z) - whole).abs().max() < SINGLE
     assert crate_dsl.export(net.graph, net, tmp_path / "kept.onnx", cache=True).passed
 
 
@@ -145,7 +167,7 @@ def test_a_length_that_is_called_past_stays_apart() -> None:
     assert list(step_graph(net.graph).inputs) == ["z", "past", "state_1"]
     z = torch.randn(2, 7, 8)
     with torch.no_grad():
-        assert (told(net, [4, 3], z=z) - net(z)).abs().max() < SINGLE
+        assert (told(net, [4, 3], z) - net(z)).abs().max() < SINGLE
 
 
 # ------------------------------------------------------------------ what has none
@@ -238,7 +260,7 @@ def test_a_file_that_forgets_is_not_written(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(onnx, "joined", lambda b, *rows: joined(b, b("Mul", rows[0], b.number(0)), rows[1]))
     net = prefix.step_network(prefix.STEPS["attention"], LENGTH)
     with pytest.raises(ProofError, match="does not compute what torch computes"):
-        crate_dsl.export(net.graph, net, tmp_path / "net.onnx", cache=True)
+        crate_dsl.export(net.graph, net, tmp_path / "net.onnx", lower="none", cache=True)
     assert not (tmp_path / "net.onnx").exists()
 
 

@@ -16,6 +16,7 @@ from crate_dsl.compiler.steps.parts.operator import (
     Affine,
     Attention,
     Flatten,
+    Join,
     Leak,
     Offset,
     Only,
@@ -153,6 +154,22 @@ def test_causal_attention() -> None:
     item = step(Attention(heads=3, scale=0.6, causal=True), TOKENS, TOKENS, TOKENS)
     earlier = torch.ones(COUNT, COUNT).tril().bool()
     held(item, attended(z, z, z, 3, 0.6, earlier), z, z, z)
+
+
+@pytest.mark.parametrize("queries", [COUNT, 1, 3])
+def test_causal_attention_behind_tokens_that_came_before(queries: int) -> None:
+    q, z = numbers(BATCH, queries, WIDTH), numbers(BATCH, COUNT, WIDTH, seed=1)
+    attention = Attention(heads=3, scale=0.6, causal=True, before=True)
+    item = step(attention, floats(queries, WIDTH), TOKENS, TOKENS)
+    earlier = torch.ones(COUNT, COUNT).tril().bool()[-queries:]
+    held(item, attended(q, z, z, 3, 0.6, earlier), q, z, z)
+
+
+@pytest.mark.parametrize("before", [COUNT, 0])
+def test_join(before: int) -> None:
+    rows, z = numbers(BATCH, before, WIDTH), numbers(BATCH, 3, WIDTH, seed=1)
+    item = step(Join(), floats(before, WIDTH), floats(3, WIDTH))
+    held(item, torch.cat([rows, z], 1), rows, z)
 
 
 @pytest.mark.parametrize("queries", [COUNT, 1])

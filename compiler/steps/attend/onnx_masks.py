@@ -34,11 +34,11 @@ def ruled(b: Body, rule: Rule, columns: Columns | None, z_bnd: str, kept_bn: str
 
 
 def pairs_of(
-    b: Body, alternatives: Alternatives, columns: Columns | None, z_bnd: str, before_bm: str | None = None
+    b: Body, alternatives: Alternatives, columns: Columns | None, z_bnd: str, keys_bm: str | None = None
 ) -> str:
     """Alternatives, (N, N): a constant, or, where only places are known, worked out at run time.
 
-    Where there are tokens before these, `before_bm` has a row for each of them, and they are keys, too: (N, M).
+    Where other tokens came before these, `keys_bm` has a row for each of all: (N, M).
     """
     if () in alternatives:
         return b.constant(np.asarray(True))
@@ -50,14 +50,16 @@ def pairs_of(
     zero, one_more = b.constant(np.asarray(0)), b.constant(np.asarray(1))
     tokens = b("Squeeze", b("Shape", z_bnd, start=1, end=2))
     key_m = query_n = b("Range", zero, tokens, one_more)
-    if before_bm is not None:
-        first = b("Squeeze", b("Shape", before_bm, start=1, end=2))
-        every = b("Add", first, tokens)
-        key_m, query_n = b("Range", zero, every, one_more), b("Range", first, every, one_more)
+    if keys_bm is not None:
+        every = b("Squeeze", b("Shape", keys_bm, start=1, end=2))
+        key_m = b("Range", zero, every, one_more)
+        query_n = b("Range", b("Sub", every, tokens), every, one_more)
 
     def side(places: str, terms: tuple[Term, ...], constant: int, axis: int) -> str:
-        total = b("Mul", places, b.integers(sum(term.factor for term in terms)))
-        return b("Unsqueeze", b("Add", total, b.integers(constant)), b.integers(axis))
+        factor = sum(term.factor for term in terms)
+        total = places if factor == 1 else b("Mul", places, b.integers(factor))
+        total = b("Add", total, b.integers(constant)) if constant else total
+        return b("Unsqueeze", total, b.integers(axis))
 
     found: str | None = None
     for all_of in alternatives:

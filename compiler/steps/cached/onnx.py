@@ -35,7 +35,7 @@ def compress_step(
     if compared_bmi != w_bmi:
         end = b.integers(np.iinfo(np.int64).max)
         query_bni = b("Slice", compared_bmi, length(b, before_bmi), end, b.integers(1))
-    mask = pairs_of(b, alternatives_of(op.mask), None, z_bnd, before_bmi)
+    mask = pairs_of(b, alternatives_of(op.mask), None, z_bnd, w_bmi)
     heads_bni = attention(b, op, query_bni, compared_bmi, w_bmi, given, mask)
     alpha, rate = factors(b, op, typing, z_bnd, given)
     return b("Add", z_bnd, led_back(b, op, x_bnd, heads_bni, rate, alpha, given)), w_bmi
@@ -71,7 +71,7 @@ def attend_step(
         query_bnd,
         compared_bmd,
         values_bmd,
-        pairs_of(b, alternatives_of(op.mask), None, z_bnd, held_bmd),
+        pairs_of(b, alternatives_of(op.mask), None, z_bnd, keys_bmd),
         q_num_heads=op.heads,
         kv_num_heads=op.heads,
     )

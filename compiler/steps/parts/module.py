@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from crate_dsl.compiler.masks import CAUSAL
 from crate_dsl.compiler.modules import StepModule
+from crate_dsl.compiler.steps.attend.module import pairs_of
 from crate_dsl.compiler.steps.norm.module import normalise
 
 
@@ -54,7 +57,12 @@ class Attention(StepModule):
     def forward(
         self, queries_bnm: Tensor, keys_bmm: Tensor, values_bmm: Tensor, *, mask: Tensor | None = None
     ) -> Tensor:
-        op = self.operator
+        op, causal = self.operator, self.operator.causal
+        mask = None if mask is None else mask[:, None, None, :]
+        if causal and op.before:
+            assert mask is None
+            keys, first = keys_bmm.shape[1], keys_bmm.shape[1] - queries_bnm.shape[1]
+            mask, causal = pairs_of(((CAUSAL,),), None, keys, keys_bmm.device, first), False
         queries_bhnp, keys_bhmp, values_bhmp = (
             z.unflatten(-1, (op.heads, -1)).transpose(1, 2) for z in (queries_bnm, keys_bmm, values_bmm)
         )
@@ -62,11 +70,18 @@ class Attention(StepModule):
             queries_bhnp,
             keys_bhmp,
             values_bhmp,
-            attn_mask=None if mask is None else mask[:, None, None, :],
-            is_causal=op.causal,
+            attn_mask=mask,
+            is_causal=causal,
             scale=op.scale,
         )
         return out_bhnp.transpose(1, 2).flatten(-2)
+
+
+class Join(StepModule):
+    """(B, M, d), (B, N, d) -> (B, M + N, d)."""
+
+    def forward(self, rows_bmd: Tensor, z_bnd: Tensor) -> Tensor:
+        return torch.cat([rows_bmd, z_bnd], dim=1)
 
 
 class Take(StepModule):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from crate_dsl.compiler.functions import Body
+from crate_dsl.compiler.masks import CAUSAL
 from crate_dsl.compiler.operators import Typing
-from crate_dsl.compiler.steps.attend.onnx_masks import of_keys
+from crate_dsl.compiler.steps.attend.onnx_masks import of_keys, pairs_of
 from crate_dsl.compiler.steps.norm.operator import LayerNorm
 from crate_dsl.compiler.steps.parts.operator import (
     Affine,
     Attention,
     Flatten,
+    Join,
     Leak,
     Offset,
     Only,
@@ -60,16 +62,23 @@ def attention(
     mask: str | None = None,
 ) -> str:
     arguments = [queries_bnm, keys_bmm, values_bmm]
+    behind = op.causal and op.before
     if mask is not None:
         arguments.append(of_keys(b, mask, queries_bnm))
+    elif behind:
+        arguments.append(pairs_of(b, ((CAUSAL,),), None, queries_bnm, keys_bmm))
     return b(
         "Attention",
         *arguments,
         q_num_heads=op.heads,
         kv_num_heads=op.heads,
         scale=op.scale,
-        is_causal=int(op.causal),
+        is_causal=int(op.causal and not behind),
     )
+
+
+def join(b: Body, op: Join, typing: Typing, rows_bmd: str, z_bnd: str) -> str:
+    return b("Concat", rows_bmd, z_bnd, axis=1)
 
 
 def take(b: Body, op: Take, typing: Typing, z_bnd: str) -> str:

@@ -17,7 +17,7 @@ from crate_dsl.compiler.operators import (
     Zeros,
 )
 from crate_dsl.compiler.steps.norm.operator import LayerNorm, RmsNorm
-from crate_dsl.compiler.types import Dim, Layout, TensorType
+from crate_dsl.compiler.types import Dim, Layout, TensorType, grown
 
 
 class _Part(Operator):
@@ -101,7 +101,10 @@ class Offset(_Part):
 
 
 class Attention(_Part):
-    """Multi-head attention: queries (N, m), keys and values (M, m) -> (N, m). `mask` (M,) is true where keys count."""
+    """Multi-head attention: queries (N, m), keys and values (M, m) -> (N, m). `mask` (M,) is true where keys count.
+
+    A causal one is aligned to the first query, or, `before`, to the last: then M - N keys came before all queries.
+    """
 
     word: ClassVar[str] = "attention"
     formula: ClassVar[str] = r"\operatorname{softmax}(s\,Q_h K_h^\top) V_h"
@@ -109,6 +112,7 @@ class Attention(_Part):
     heads: Whole
     scale: float
     causal: bool = False
+    before: bool = False
     mask: Port | None = None
 
     def infer(self, *inputs: TensorType) -> Typing:
@@ -116,6 +120,17 @@ class Attention(_Part):
         count, width = queries.shape[0].bound, values.shape[1].bound
         out = queries.with_shape(queries.shape[0], width, layout=queries.layout)
         return Typing((out,), flops=2 * 2 * count * keys.shape[0].bound * width)
+
+
+class Join(_Part):
+    """Rows that are held, and those of the next tokens: (M, d), (N, d) -> (M + N, d)."""
+
+    word: ClassVar[str] = "join"
+    formula: ClassVar[str] = r"[H,\, Z]"
+
+    def infer(self, *inputs: TensorType) -> Typing:
+        rows, tokens = inputs
+        return Typing((grown(rows, tokens),))
 
 
 class Take(_Part):
