@@ -91,8 +91,8 @@ def asked_scaling(text: str, graph: ModelGraph) -> ScalingEntry:
 class Manifest(BaseModel):
     """The entries of `run.json`.
 
-    `scaling` and `classes` are those of images. A run on text has a `vocabulary` as it was asked for, and how many
-    `characters` each part has.
+    `scaling` and `classes` are those of images. A run on text has a `vocabulary` as it was asked for, with so many
+    `tokens`, and how many `characters` each part has.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -109,6 +109,7 @@ class Manifest(BaseModel):
     classes: tuple[str, ...] = ()
     scaling: ScalingEntry | None = None
     vocabulary: str | None = None
+    tokens: int | None = None
     characters: dict[PartName, Annotated[int, Field(ge=0)]] | None = None
     seed: int
     precision: Precision
@@ -129,8 +130,11 @@ class Manifest(BaseModel):
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> Manifest:
-        if (self.scaling is None) == (self.vocabulary is None or set(self.characters or ()) != set(PARTS)):
-            raise ValueError("it must tell the scaling of images, or the vocabulary and characters of texts")
+        of_text = None not in (self.vocabulary, self.tokens) and set(self.characters or ()) == set(PARTS)
+        if (self.scaling is not None) == of_text:
+            raise ValueError(
+                "it must tell the scaling of images, or the vocabulary, tokens and characters of texts"
+            )
         return self
 
     @property

@@ -99,9 +99,15 @@ class Run:
         """What its tokens stand for; None where it was trained on images.
 
         Raises:
-            UserError: `vocabulary.json` is not there, or damaged.
+            UserError: `vocabulary.json` is not there, damaged, or another run's.
         """
-        return None if self.manifest.vocabulary is None else read_vocabulary(self.folder / VOCABULARY)
+        if self.manifest.vocabulary is None:
+            return None
+        path, tokens = self.folder / VOCABULARY, self.manifest.tokens
+        vocabulary = read_vocabulary(path)
+        if vocabulary.size != tokens:
+            raise UserError(f"{path} is another run's: it has {vocabulary.size:,} tokens, and not {tokens:,}")
+        return vocabulary
 
     def supply(self, data: Data | str | None = None) -> Supply:
         """What its network takes: the data that it was trained on, or others.

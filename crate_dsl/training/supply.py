@@ -140,7 +140,8 @@ class Texts:
         return HeldTexts(self.windows(part), share, self.reading, device)
 
     def described(self) -> dict[str, Any]:
-        return {"vocabulary": self.asked, "characters": dict(self.characters)}
+        size = self.vocabulary.size
+        return {"vocabulary": self.asked, "tokens": size, "characters": dict(self.characters)}
 
     def told(self) -> list[str]:
         sizes = [f"{len(self.windows(part)):,} {name}" for part, name in _NAMES.items()]

@@ -268,7 +268,9 @@ def test_a_file_that_becomes_shorter(tmp_path: Path) -> None:
         list(corpus.portions())
 
 
-def test_what_fails_leaves_nothing_behind(tmp_path: Path, plain: Path) -> None:
+def test_what_fails_leaves_nothing_behind(
+    tmp_path: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "a.txt").write_bytes(plain.read_bytes() + b"\xff")
     out = tmp_path / "run"
     for data, said, asked in [
@@ -278,6 +280,14 @@ def test_what_fails_leaves_nothing_behind(tmp_path: Path, plain: Path) -> None:
         with pytest.raises(UserError, match=said):
             train(TINY, data, out, set=asked, vocabulary="bytes", progress=False)
         assert not out.exists() or not list(out.iterdir())
+
+    def interrupted(self: Bytes, text: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Bytes, "encode", interrupted)
+        train(TINY, f"text:{plain}", out, set={"vocab": 256}, vocabulary="bytes", progress=False)
+    assert not list(out.iterdir())
     graph = crate_dsl.load(TINY)
     texts = open_texts(graph, f"text:{plain}", "characters")
     folder = Path(str(texts.tokens["train"].filename)).parent.parent  # type: ignore[union-attr]
@@ -554,8 +564,8 @@ def test_what_lies_in_a_folder_may_be_anything(copied: Path) -> None:
     whole, ids_t = vocabulary.read_text(), np.load(tokens)
     for content, wanted in {
         "": "vocabulary.json is damaged",
-        '{"kind": "bytes"}': "knows 40 tokens",
-        '{"kind": "characters", "characters": "abc"}': "is no token, there are 3",
+        '{"kind": "bytes"}': "vocabulary.json is another run's: it has 256 tokens, and not 27",
+        '{"kind": "characters", "characters": "abc"}': "it has 3 tokens, and not 27",
     }.items():
         vocabulary.write_text(content)
         assert wanted in said()
@@ -575,7 +585,12 @@ def test_what_lies_in_a_folder_may_be_anything(copied: Path) -> None:
     assert "test.npy is cut off or damaged" in said() or "could not be read" in said()
     path = copied / "run.json"
     manifest = json.loads(path.read_text())
-    for change in ({"vocabulary": None}, {"characters": {"train": 1}}, {"characters": {"all": 1}}):
+    for change in (
+        {"vocabulary": None},
+        {"tokens": None},
+        {"characters": {"train": 1}},
+        {"characters": {"all": 1}},
+    ):
         path.write_text(json.dumps({**manifest, **change}))
         assert "run.json is damaged" in said()
 
@@ -654,9 +669,6 @@ def test_the_command_line(
         assert "`text.onnx` reads text, and no pictures\nhelp: crate-dsl generate text.onnx --prompt" in text
     said("export", "hidden", "--out", "hidden.onnx")
     assert "was not trained to tell the next token" in said("run", "hidden.onnx", "--data", data, code=1)
-    assert "`tiny` was trained on text, but this needs a network of images" in (
-        said("inspect", "run", "-o", "page.html", code=1)
-    )
 
 
 def test_what_reads_an_exported_file_needs_no_torch() -> None:
