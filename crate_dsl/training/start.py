@@ -1,8 +1,8 @@
 """Where a run begins: weights of another run, or of a file, matched by their spec paths.
 
-A weight is taken where the network has one of the same path (`encoder.3.compress.subspaces`) and shape. What
-the file lacks is drawn anew, what the network lacks is left out, and both are told. The same path with another shape is
-a mistake. Slow copies (`ema(student)`) begin equal to what they follow, wherever that came from.
+A weight is taken where the network has one of the same path (`encoder.3.compress.subspaces`) and shape. What the file
+lacks is drawn anew, what the network lacks is left out, and both are told. The same path with another shape is a
+mistake. Slow copies (`ema(student)`) begin equal to what they follow, wherever that came from.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ WIDTH = 80
 class Start:
     """Weights to begin with, not read yet.
 
-    `text` is how they were asked for; `stages` are the paths in whose weights one is interested, all if there are none;
-    `run` is the run that they are of, if they are of one.
+    `text` is how they were asked for; `stages` are the paths of what is taken, everything if there are none; `run` is
+    the run that they are of, if they are of one.
     """
 
     text: str
@@ -186,19 +186,16 @@ def begin_with(net: Network, start: Start) -> Started:
             weights = {path: file.get_tensor(path) for path in matched}
     except (SafetensorError, OSError) as problem:
         raise UserError(f"{start.path} is cut off or damaged: {problem}") from problem
-    for path, tensor in weights.items():
-        if not tensor.is_floating_point():
-            raise UserError(
-                f"`{path}` of {start.path} is {str(tensor.dtype).removeprefix('torch.')}, no float"
-            )
-        if not tensor.isfinite().all():
-            raise UserError(f"`{path}` of {start.path} holds NaN or infinity")
-        if (off := violated(tensor, graph.slots[path])) is not None:
-            message = (
-                f"`{path}` must be {graph.slots[path].constraint}, and in {start.path} is off by {off:.1e}"
-            )
-            raise UserError(message)
-        net.get_parameter(path).copy_(tensor)
+    for path, found in weights.items():
+        where, slot = f"`{path}` of {start.path}", graph.slots[path]
+        if not found.is_floating_point():
+            raise UserError(f"{where} is {str(found.dtype).removeprefix('torch.')}, no float")
+        weight = found.to(torch.float32)
+        if not weight.isfinite().all():
+            raise UserError(f"{where} holds NaN, infinity, or what is too large for float32")
+        if (off := violated(weight, slot)) is not None:
+            raise UserError(f"{where} must be {slot.constraint}, and is off by {off:.1e}")
+        net.get_parameter(path).copy_(weight)
     net.average_(momentum=0)
     return Started(
         start=start,

@@ -134,6 +134,7 @@ def train(
         run = _begun(out, wanted, spec_texts(graph), started)
         if started is not None and shown is not None:
             started.tell(shown, run.manifest)
+    del started  # a whole network
     return _continue(run, graph, supply, on, shown)
 
 

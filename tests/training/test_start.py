@@ -23,6 +23,7 @@ from crate_dsl.training.batches import Batches
 from crate_dsl.training.run import Run, open_run
 from crate_dsl.training.start import begin_with, open_start, started_from
 from crate_dsl.training.train import resume, train
+from crate_dsl.workspace import check_text
 
 HERE = Path(__file__).parent
 SLOW = str(HERE / "slow.crate")
@@ -335,7 +336,10 @@ def test_nothing_matches() -> None:
         ("file.safetensors:logits", "file.safetensors has no `logits`\nhelp: it has encoder, front"),
         ("cut.safetensors", "cut.safetensors is cut off or damaged"),
         ("text.safetensors", "text.safetensors is cut off or damaged"),
-        ("nan.safetensors", "`front.linear.bias` of nan.safetensors holds NaN or infinity"),
+        (
+            "nan.safetensors",
+            "`front.linear.bias` of nan.safetensors holds NaN, infinity, or what is too large",
+        ),
         ("whole.safetensors", "`front.linear.bias` of whole.safetensors is int64, no float"),
     ],
 )
@@ -353,6 +357,12 @@ def test_what_cannot_be_begun_with(start: str, said: str, pretext: Path) -> None
     assert said in refused("finetuned.crate", start)
 
 
+def test_a_text_is_what_a_block_takes() -> None:
+    text = FINETUNED.replace("epochs = 1", "start = 5")
+    (found,) = check_text("spec.crate", text)
+    assert (found.code, found.message) == ("E0307", "`start` of `train` is a text in quotes, not 5")
+
+
 def test_weights_off_their_constraint() -> None:
     Path("held.crate").write_text(FINETUNED.replace("rank = 8", "rank = 8, constraint = orthonormal"))
     held = net_of("held.crate").state_dict()
@@ -362,7 +372,7 @@ def test_weights_off_their_constraint() -> None:
     save_file(held, "held.safetensors")
     said = refused("held.crate", "held.safetensors")
     assert (
-        "`encoder.compress.subspaces` must be orthonormal, and in held.safetensors is off by 3.0e+00" in said
+        "`encoder.compress.subspaces` of held.safetensors must be orthonormal, and is off by 3.0e+00" in said
     )
 
 
