@@ -15,6 +15,9 @@ from crate_dsl.generation.predictors import Ids, Scores, States, Stepping
 from crate_dsl.generation.text_network import TextNetwork
 from crate_dsl.language.diagnostics import UserError
 
+#: Numbers of a state before the first token, or for each: files may be anybody's.
+MOST_HELD = 2**28
+
 
 class Cache(BaseModel):
     """What a file that `export --cache` wrote says of its inputs and outputs; `states` are pairs of these."""
@@ -40,7 +43,8 @@ def cache_of(session: Session) -> Cache | None:
         cache = Cache.model_validate_json(text)
     except ValidationError as problem:
         raise UserError(f"`{session.name}` is damaged: what it says of its cache cannot be read") from problem
-    takes = {cache.tokens, *([cache.past] if cache.past else []), *(taken for taken, _ in cache.states)}
+    states = [taken for taken, _ in cache.states]
+    takes = {cache.tokens, *([cache.past] if cache.past else []), *states}
     gives = {cache.scores, *(given for _, given in cache.states)}
     if takes != set(session.inputs) or not gives <= set(session.outputs):
         raise UserError(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from crate_dsl.generation.predictors import Cached, Predictor, Whole
-from crate_dsl.generation.text_network import text_network
+from crate_dsl.generation.text_network import TextNetwork, text_network
 from crate_dsl.language.diagnostics import UserError
 from crate_dsl.training.vocabulary import Vocabulary, from_json
 
@@ -65,6 +65,8 @@ def _file(path: str, cache: bool, provider: Provider) -> Source:
             f"`{path}` does not say what its tokens stand for",
             "files of runs on text do: crate-dsl train … --data text:PATH, then crate-dsl export",
         )
+    vocabulary = from_json(text, f"the vocabulary of `{path}`")
+    _check_size(path, vocabulary, network)
     held = in_onnxruntime.cache_of(session)
     predictor: Predictor
     if held is None:
@@ -73,7 +75,7 @@ def _file(path: str, cache: bool, provider: Provider) -> Source:
         stepping = in_onnxruntime.stepping(session, network, held)
         predictor = Cached(stepping, network.context) if cache else Whole(stepping.scores_of, network.context)
     error = in_onnxruntime.proved_error(session.metadata.proof, network.scores)
-    return Source(path, "onnxruntime", predictor, from_json(text, f"the vocabulary of `{path}`"), error)
+    return Source(path, "onnxruntime", predictor, vocabulary, error)
 
 
 def _run(folder: str, cache: bool, provider: Provider) -> Source:
@@ -101,6 +103,7 @@ def of_network(
     from crate_dsl.generation import in_torch
 
     network = text_network(net.graph)
+    _check_size(name, vocabulary, network)
     if not cache:
         predictor = Whole(in_torch.Whole(net, network, device), network.context)
         return Source(name, "torch", predictor, vocabulary)
@@ -110,3 +113,11 @@ def of_network(
         help = "--no-cache: the whole text is computed for each token"
         raise UserError(problem.message, *problem.help, help) from problem
     return Source(name, "torch", Cached(stepping, network.context), vocabulary)
+
+
+def _check_size(name: str, vocabulary: Vocabulary, network: TextNetwork) -> None:
+    if vocabulary.size > network.vocabulary:
+        raise UserError(
+            f"`{name}` is damaged: its vocabulary has {vocabulary.size:,} tokens, and its network knows "
+            f"{network.vocabulary:,}"
+        )

@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 import crate_dsl
 from crate_dsl.compiler.network import Network
+from crate_dsl.generation import in_onnxruntime
 from crate_dsl.generation.sampling import Sampler
 from crate_dsl.generation.source import Source, of_network, open_source
 from crate_dsl.generation.text_network import text_network
@@ -20,7 +22,7 @@ from crate_dsl.generation.writing import Tail, Written, write
 from crate_dsl.language.diagnostics import UserError
 from crate_dsl.language.source import Source as Text
 from crate_dsl.training.run import Run, export_run
-from crate_dsl.training.vocabulary import Bytes
+from crate_dsl.training.vocabulary import Bytes, Characters
 from crate_dsl.workspace import Target, load_source
 from tests.cli.conftest import Cli
 from tests.generation.conftest import LETTERS, perturbed
@@ -251,8 +253,42 @@ def test_what_the_command_refuses(cli: Cli, file: Path, tmp_path: Path) -> None:
 
 def test_what_cannot_be_stepped_is_told_with_the_way_out() -> None:
     text = MODEL.format(**{**GOOD, "hidden": "hidden -> compress(2, rank = 3)"})
-    net = crate_dsl.build(graph(text))
+    net, letters = crate_dsl.build(graph(text)), Characters(characters="abc")
     with pytest.raises(UserError, match=r"`logits.compress` .m.crate:6.") as problem:
-        of_network(net, LETTERS, "net")
+        of_network(net, letters, "net")
     assert "--no-cache" in problem.value.help[-1]
-    assert of_network(net, LETTERS, "net", cache=False).predictor.context == 9
+    assert of_network(net, letters, "net", cache=False).predictor.context == 9
+
+
+@pytest.fixture(scope="module")
+def cached_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported(perturbed("gpt"), tmp_path_factory.mktemp("files") / "cache.onnx")
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("cache", "{", "what it says of its cache cannot be read"),
+        ("cache", '{"tokens": "ids", "past": "past", "scores": "logits", "states": 3}', "cannot be read"),
+        (
+            "cache",
+            '{"tokens": "ids", "past": "past", "scores": "logits", "states": []}',
+            "is not what it takes",
+        ),
+        ("vocabulary", "{}", "the vocabulary of `.*` is damaged"),
+        ("vocabulary", '{"kind": "bytes"}', "its vocabulary has 256 tokens, and its network knows 31"),
+    ],
+)
+def test_damaged_files(cached_file: Path, tmp_path: Path, key: str, text: str, message: str) -> None:
+    model = onnx.load(cached_file)
+    (entry,) = [entry for entry in model.metadata_props if entry.key == f"crate_dsl.{key}"]
+    entry.value = text
+    onnx.save(model, tmp_path / "damaged.onnx")
+    with pytest.raises(UserError, match=message):
+        open_source(str(tmp_path / "damaged.onnx"), provider="cpu")
+
+
+def test_a_state_that_no_memory_holds(cached_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_onnxruntime, "MOST_HELD", 11)  # less than the width of keys and values
+    with pytest.raises(UserError, match="would hold more of a text"):
+        open_source(str(cached_file), provider="cpu")
