@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,8 @@ def cache_of(session: Session) -> Cache | None:
         raise UserError(
             f"`{session.name}` is damaged: what it says of its cache is not what it takes and gives"
         )
+    if any(prod(dim.static or 1 for dim in session.inputs[name].shape) > MOST_HELD for name in states):
+        raise UserError(f"`{session.name}` is damaged: it would hold more of a text than any network does")
     return cache
 
 
