@@ -36,16 +36,21 @@ class Row:
 
 @dataclass
 class Journal:
-    """The rows so far. `finished` says that no epoch will follow."""
+    """The rows so far. `finished` says that no epoch will follow.
+
+    `moving` says that the loss is held against a slow copy, `ema(student)`. What is asked then changes from epoch to
+    epoch, and a smaller loss is no better: it is smallest where nothing is told apart yet.
+    """
 
     rows: list[Row] = field(default_factory=list)
     finished: bool = False
+    moving: bool = False
 
     @property
     def best(self) -> Row | None:
-        """The epoch whose weights are kept: the best by validation, the last where there is none."""
+        """The epoch whose weights are kept: the best by validation, or the last where that does not tell."""
         scored = [(row.score, row) for row in self.rows if row.score is not None]
-        if not scored:
+        if self.moving or not scored:
             return self.rows[-1] if self.rows else None
         return max(scored, key=lambda pair: pair[0] or (0.0, 0.0))[1]
 
@@ -69,9 +74,14 @@ class Journal:
 
     def state(self) -> dict[str, Any]:
         """Plain data, for a checkpoint."""
-        return {"rows": [asdict(row) for row in self.rows], "finished": self.finished}
+        return {
+            "rows": [asdict(row) for row in self.rows],
+            "finished": self.finished,
+            "moving": self.moving,
+        }
 
     @staticmethod
     def of(state: dict[str, Any]) -> Journal:
         """The journal that gave this state."""
-        return Journal([Row(**row) for row in state["rows"]], bool(state["finished"]))
+        rows = [Row(**row) for row in state["rows"]]
+        return Journal(rows, bool(state["finished"]), bool(state.get("moving")))

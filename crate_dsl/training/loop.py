@@ -73,7 +73,7 @@ class Training(LightningModule):
         self.measured = measured
         self.keep = keep
         self.fused = fused
-        self.journal = Journal()
+        self.journal = Journal(moving=bool(objective.net.graph.averages))
         self._losses: list[Tensor] = []
         self._looked_at = 0
         self._began = 0.0

@@ -7,7 +7,8 @@ vocabulary.json    of a run on text: what each token stands for
 tokens/            of a run on text: the tokens of each part, as arrays
 start.safetensors  the weights of the first step, where they are not all drawn: `--start`
 metrics.csv        a row for each epoch
-model.safetensors  the weights of the best epoch by validation (the last one, where nothing was held back)
+model.safetensors  the weights of the best epoch by validation (the last one, where nothing was held back, or the loss
+                   is held against a slow copy)
 last.safetensors   everything that the next epoch needs: weights, optimiser, schedule, counters
 test.json          how the kept weights do on the test images; it is there when the run is over
 ================== =============================================================================================

@@ -114,6 +114,10 @@ def train(
         supply = asked_supply(
             graph, data, out, vocabulary=vocabulary, limit=limit, known=known, console=shown
         )
+    if in_force.patience is not None and graph.averages:
+        raise UserError(
+            "`patience` waits for a smaller loss, but against a slow copy no epoch's loss is better than another's"
+        )
     if in_force.patience is not None and not len(supply.held("validation", torch.device("cpu"))):
         raise UserError(
             f"`patience` needs validation {supply.noun}, and {data} is too small to hold some back"

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 import crate_dsl
 from crate_dsl.compiler.network import Network
 from crate_dsl.language.diagnostics import UserError
-from crate_dsl.training.batches import Batches
-from crate_dsl.training.run import Run
+from crate_dsl.training.batches import Batches, Scores
+from crate_dsl.training.plain import load_plain
+from crate_dsl.training.run import LAST, Run
 from crate_dsl.training.train import resume, train
 
 SLOW = str(Path(__file__).parent / "slow.crate")
@@ -78,6 +79,19 @@ def test_the_teacher_follows_after_every_step(tmp_path: Path, monkeypatch: pytes
         assert all((teacher[path] - expected[path]).abs().max() < SINGLE for path in expected)
     moved = {path: (expected[path] - students[0][path]).abs().max() for path in expected}
     assert min(moved.values()) > 100 * SINGLE, moved
+
+
+def test_the_last_teacher_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss that is held against a moving teacher is no measure of an epoch: here it is made to rise."""
+    losses = iter([1.0, 2.0, 3.0])
+    monkeypatch.setattr("crate_dsl.training.train.measure", lambda *_: Scores(9, next(losses), None, None))
+    run = small(tmp_path / "run")
+    test = run.test()
+    assert test is not None and test["epoch"] == 2
+    last = load_plain(run.folder / LAST)["state_dict"]
+    assert all(torch.equal(last[f"objective.net.{path}"], weight) for path, weight in weights(run).items())
+    with pytest.raises(UserError, match="`patience` waits for a smaller loss"):
+        train(SLOW, "digits", tmp_path / "other", recipe={"patience": 1}, progress=False)
 
 
 def test_a_trained_teacher_is_exported_alone(trained: Run, tmp_path: Path) -> None:
