@@ -23,7 +23,7 @@ def inspect(
         str | None,
         typer.Option(
             metavar="SOURCE",
-            help="Its test images are measured.  [default: the run's own]",
+            help="Its test images, or windows of text, are measured.  [default: the run's own]",
             show_default=False,
         ),
     ] = None,
@@ -37,7 +37,10 @@ def inspect(
     ] = None,
     set: Settings = None,
     images: Annotated[
-        int, typer.Option(min=1, metavar="N", help="How many images are measured; the same each time.")
+        int,
+        typer.Option(
+            min=1, metavar="N", help="How many images, or windows of text, are measured; the same each time."
+        ),
     ] = 256,
     shown: Annotated[int, typer.Option(min=1, metavar="N", help="How many of them are shown with maps.")] = 8,
     layers: Annotated[
@@ -57,7 +60,7 @@ def inspect(
         ),
     ] = None,
 ) -> None:
-    """Look into a network: what each layer does to real images, on one page.
+    """Look into a network: what each layer does to real images or texts, on one page.
 
     Coding rates and sparsity layer by layer, with the layers marked that do not do what they are derived to do;
     attention maps, tokens as colours, objects; how well inverses invert; and what the network does not let one see.
@@ -98,7 +101,7 @@ def inspect(
     else:
         assert data is not None
         subject = target_subject(target, graph, weights, data, images, seed or 0, on)
-    with progress(len(subject.held)) as advance:
+    with progress(subject.count, subject.supply.noun) as advance:
         report = look(subject, shown=shown, batch=batch, chosen=layers, advance=advance)
     written = write(report, out)
     print(table(report))

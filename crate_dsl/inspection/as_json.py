@@ -31,9 +31,9 @@ def as_data(report: Report) -> dict[str, Any]:
             "weights": subject.weights,
         },
         "data": {
-            "source": subject.data.text,
-            "size": list(subject.data.shape),
-            "images": len(subject.held),
+            "source": subject.supply.text,
+            "size": list(subject.size),
+            subject.supply.noun: subject.count,
             "chosen": subject.chosen_n.tolist(),
             "shown": report.shown,
         },

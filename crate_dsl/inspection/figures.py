@@ -53,7 +53,7 @@ def _trends(
             return None
         tip = _tip(layer.name, trend.mean, trend.std, percent)
         if trend.share is not None:
-            tip += f"\nlower in {number(trend.share, percent=True)} of the images"
+            tip += f"\nlower in {number(trend.share, percent=True)} of them"
         return Point(trend.mean, trend.std, trend.lower is False, tip)
 
     return [point(layer) for layer in layers]

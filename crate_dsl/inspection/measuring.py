@@ -95,7 +95,7 @@ def steps(
     for path, tensor in tapped(net, globs, inputs):
         if tensor.is_floating_point() and not tensor.isfinite().all():
             help = "weights that have diverged, most likely: inspect a run of a smaller learning rate"
-            raise UserError(f"`{path}` is not finite on these images", help)
+            raise UserError(f"`{path}` is not finite on these data", help)
         if path in net.graph.graph:
             seen[path] = tensor
             yield net.graph.item(path), seen

@@ -19,6 +19,7 @@ from crate_dsl.inspection.views import TAU, Floats, Marks
 from crate_dsl.training.data import on_unit_scale
 from crate_dsl.training.gallery import data_uri
 from crate_dsl.training.sources import required_module
+from crate_dsl.training.supply import Texts
 
 #: The objects of a picture, the first cut first.
 OBJECT_COLOURS = ((1.0, 0.42, 0.2), (0.2, 0.7, 1.0), (0.5, 0.85, 0.3))
@@ -43,6 +44,7 @@ def page(report: Report) -> str:
     environment.filters |= {"number": number, "words": _words}
     text: str = environment.get_template("report.html.j2").render(
         report=report,
+        noun=report.subject.supply.noun,
         title=_title(report),
         facts=_facts(report),
         tiles=tiles(report),
@@ -73,12 +75,13 @@ def _title(report: Report) -> str:
 
 def _facts(report: Report) -> list[tuple[str, str]]:
     subject = report.subject
-    size = " × ".join(map(str, subject.data.shape))
+    texts = isinstance(subject.supply, Texts)
+    size = f"{subject.size[0]:,} tokens each" if texts else " × ".join(map(str, subject.size))
     return [
         ("network", subject.target),
         ("weights", subject.weights),
         ("parameters", f"{subject.graph.parameters:,}"),
-        ("images", f"{len(subject.held):,} of the test part of {subject.data.text}, {size}"),
+        (subject.supply.noun, f"{subject.count:,} of the test part of {subject.supply.text}, {size}"),
     ]
 
 
@@ -87,9 +90,10 @@ def _facts(report: Report) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class MapRow:
-    """A picture, and its map by each head."""
+    """A picture, or a text, and its map by each head."""
 
-    picture: str
+    picture: str | None
+    text: str | None
     heads: list[str]
 
 
@@ -103,14 +107,18 @@ class LayerMaps:
 
 
 def _maps(report: Report) -> list[LayerMaps]:
-    pictures = _shown(report)
+    shown: list[tuple[str | None, str | None]]
+    if isinstance(report.subject.supply, Texts):
+        shown = [(None, text) for text in report.subject.texts(report.shown)]
+    else:
+        shown = [(picture, None) for picture in _shown(report)]
     return [
         LayerMaps(
             maps.layer,
             maps.query,
             [
-                MapRow(picture, [data_uri(_heat(map_rc)) for map_rc in maps_hrc])
-                for picture, maps_hrc in zip(pictures, maps.maps_bhrc, strict=True)
+                MapRow(*seen, [data_uri(_heat(map_rc)) for map_rc in maps_hrc])
+                for seen, maps_hrc in zip(shown, maps.maps_bhrc, strict=True)
             ],
         )
         for maps in report.maps
@@ -132,7 +140,7 @@ def _tokens(report: Report) -> list[TokenRow]:
     features = report.features
     if features is None:
         return []
-    images_nchw = on_unit_scale(report.subject.images_nchw[: report.shown])
+    images_nchw = on_unit_scale(report.subject.images_nchw(report.shown))
     rows = []
     for image_chw, components_rck, objects in zip(
         images_nchw, features.components_brck, features.objects, strict=True
@@ -154,7 +162,7 @@ def _tokens(report: Report) -> list[TokenRow]:
 
 
 def _shown(report: Report) -> list[str]:
-    return [_picture(image_chw) for image_chw in on_unit_scale(report.subject.images_nchw[: report.shown])]
+    return [_picture(image_chw) for image_chw in on_unit_scale(report.subject.images_nchw(report.shown))]
 
 
 def _picture(image_chw: NDArray[np.float32]) -> str:

@@ -23,11 +23,14 @@ from crate_dsl.inspection.viewing import Features, Maps, view
 from crate_dsl.language.diagnostics import UserError
 from crate_dsl.training.batches import MEASURING_SEED
 from crate_dsl.training.data import on_unit_scale
+from crate_dsl.training.supply import Images, Texts
 
 #: How many layers have their attention drawn where nobody chooses.
 MAPPED = 3
 #: Pictures of completion.
 COMPLETED = 8
+#: Texts whose attention is drawn: a map of one has a weight for each pair of its tokens.
+TEXTS = 2
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def inspect(
 
     Args:
         subject: the network and the images.
-        shown: how many of the images are shown with their maps.
+        shown: how many of the images are shown with their maps; of texts, two at most.
         batch: how many go in at once.
         chosen: a glob for the layers whose attention is mapped, the last of which has its tokens compared.
         advance: told how many images were measured since it was last told.
@@ -136,19 +139,22 @@ def inspect(
         UserError: no layer is called so.
     """
     net, graph = subject.net, subject.graph
+    if isinstance(subject.supply, Texts):
+        shown = min(shown, TEXTS)
     found = layers(graph)
     mapped, compared = _chosen(found, chosen, graph.model)
     completing = task(graph)
     completions = None
     if completing is not None:
-        mean_chw = torch.from_numpy(on_unit_scale(subject.data.train.images_nchw).mean(0))
-        completions = Completions(completing, subject.scaling, mean_chw, min(shown, COMPLETED))
+        assert isinstance(subject.supply, Images)  # what is completed is cut from an image
+        mean_chw = torch.from_numpy(on_unit_scale(subject.supply.data.train.images_nchw).mean(0))
+        completions = Completions(completing, subject.supply.scaling, mean_chw, min(shown, COMPLETED))
     device = subject.held.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
         torch.manual_seed(MEASURING_SEED)
         samples, pairs = measure(net, found, subject.batches(batch), completions, advance)
-        few = subject.held.batch(slice(0, shown))
-        maps, features = view(net, mapped, compared, few, batch)
+        few = subject.batch(0, shown)
+        maps, features = view(net, mapped, compared, few, batch, pairs=isinstance(subject.supply, Texts))
     rates = {layer.tokens.node: samples[layer.name].tokens_rate.measure() for layer in found}
     return Report(
         subject=subject,
@@ -163,7 +169,7 @@ def inspect(
         completion=_completion(completions, graph) if completions else None,
         pictures=_pictures(completions) if completions else None,
         capacity=tuple(edges(graph, rates)),
-        shown=min(shown, len(subject.held)),
+        shown=min(shown, subject.count),
     )
 
 

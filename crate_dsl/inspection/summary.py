@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from crate_dsl.inspection.charts import number
 from crate_dsl.inspection.report import LayerReport, Report, Trend
+from crate_dsl.training.supply import Texts
 
 #: Names that are listed; of more, the first are, and the rest is counted.
 LISTED = 6
@@ -89,15 +90,17 @@ def missing(report: Report) -> list[str]:
         found.append(f"No sparsity: {why}.")
     if not report.pairs:
         found.append("No inversion error: nothing in it undoes anything (`inverse(stage, mode = …)`).")
+    texts = isinstance(report.subject.supply, Texts)
     if not report.maps:
-        found.append(
-            "No attention maps: none of its steps attends from token to token of a picture's whole grid."
-        )
-    if report.features is None:
+        where = "" if texts else " of a picture's whole grid"
+        found.append(f"No attention maps: none of its steps attends from token to token{where}.")
+    if texts:
+        found.append("No token colours, no objects and no completion: these are of pictures.")
+    elif report.features is None:
         found.append(
             "No token colours and no objects: no step has features of a picture's whole grid of patches."
         )
-    if report.completion is None:
+    if report.completion is None and not texts:
         found.append("No completion: it is not trained to fill in hidden patches (`mse(…, on = hidden)`).")
     if not report.subject.epochs:
         found.append("No training curve: only a run's folder has one.")

@@ -16,11 +16,11 @@ from crate_dsl.show.columns import columns, wrapped
 
 
 @contextmanager
-def progress(images: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error, where that is a terminal; it is told how many more images are done."""
+def progress(count: int, noun: str) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error, where that is a terminal; it is told how many more images or windows are done."""
     console = Console(stderr=True)
     with Progress(
-        TextColumn("images"),
+        TextColumn(noun),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TimeRemainingColumn(compact=True),
@@ -29,14 +29,15 @@ def progress(images: int) -> Iterator[Callable[[int], None]]:
         expand=True,
         disable=not console.is_terminal,
     ) as bar:
-        task = bar.add_task("images", total=images)
+        task = bar.add_task(noun, total=count)
         yield lambda done: bar.update(task, advance=done)
 
 
 def table(report: Report) -> str:
     """The layers with their measures, those that fail marked; and the findings in words."""
     subject = report.subject
-    head = f"{subject.target}, weights: {subject.weights}; {len(subject.held):,} test images of {subject.data.text}"
+    many = f"{subject.count:,} test {subject.supply.noun} of {subject.supply.text}"
+    head = f"{subject.target}, weights: {subject.weights}; {many}"
     lines = [wrapped(head), ""]
     if report.layers:
         cells: list[tuple[str, ...]] = [

@@ -1,4 +1,4 @@
-"""A few images through a network once more: what their tokens attend to, and which of them are alike."""
+"""A few images or texts through a network once more: what their tokens attend to, and which of them are alike."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from crate_dsl.inspection.views import Floats, Marks, attention_maps, cut, princ
 
 @dataclass(frozen=True, eq=False)
 class Maps:
-    """Attention of a layer's heads over the patches, (images, heads, rows, columns). `query` says whose it is."""
+    """Attention of a layer's heads over the patches, (images, heads, rows, columns). `query` says whose it is.
+
+    Of a text, a row is a token that attends, and a column one that it may attend to.
+    """
 
     layer: str
     step: str
@@ -36,7 +39,13 @@ class Features:
 
 
 def view(
-    net: Network, mapped: Sequence[Layer], compared: Layer | None, images: dict[str, Tensor], size: int
+    net: Network,
+    mapped: Sequence[Layer],
+    compared: Layer | None,
+    images: dict[str, Tensor],
+    size: int,
+    *,
+    pairs: bool = False,
 ) -> tuple[tuple[Maps, ...], Features | None]:
     """Attention maps of some layers, and the tokens of one.
 
@@ -46,12 +55,13 @@ def view(
         compared: the layer whose tokens are compared, by the first tap of `layers.FEATURES` that it has.
         images: by the names of the network's inputs.
         size: how many images go in at once.
+        pairs: map the attention between all tokens, instead of passing over what has no picture's grid.
     """
     graph = net.graph
     attending = {
-        step.name: (layer, where)
+        step.name: (layer, None if pairs else axis(graph, step))
         for layer in mapped
-        if (step := layer.with_tap("attention")) and (where := axis(graph, step))
+        if (step := layer.with_tap("attention")) and (pairs or axis(graph, step))
     }
     chosen = compared.features if compared is not None else None
     along = axis(graph, chosen[0]) if chosen is not None else None
@@ -66,11 +76,11 @@ def view(
         for node, seen in steps(net, globs, batch):
             if node.name in attending:
                 where = attending[node.name][1]
-                query = where.class_token and where.class_token[1]
                 attention = _array(seen["attention"])
-                maps[node.name].append(
-                    attention_maps(attention, where.patches, (where.rows, where.columns), query)
-                )
+                if where is not None:
+                    query = where.class_token and where.class_token[1]
+                    attention = attention_maps(attention, where.patches, (where.rows, where.columns), query)
+                maps[node.name].append(attention)
             if chosen is not None and along is not None and node.name == chosen[0].name:
                 # All subspaces or heads of a token side by side: (B, K, N, p) -> (B, N, K p).
                 features_bnm = seen[chosen[1]].transpose(1, 2).flatten(2)
@@ -91,7 +101,9 @@ def _features(layer: str, tap: str, features_bgm: Floats, shape: tuple[int, int]
     return Features(layer, tap, components_brck, tuple(float(share) for share in explained), objects)
 
 
-def _query(where: Axis) -> str:
+def _query(where: Axis | None) -> str:
+    if where is None:
+        return "each token"
     return where.class_token[0] if where.class_token is not None else "the mean of all patches"
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from markupsafe import escape
 from matplotlib import colormaps
 from PIL import Image
 from safetensors.torch import save_file
@@ -24,6 +25,7 @@ from crate_dsl.inspection.charts import Axis, Point, Series, chart, number
 from crate_dsl.inspection.completion import Completions, task
 from crate_dsl.training.data import Scaling
 from crate_dsl.training.run import open_run
+from crate_dsl.training.supply import open_texts
 from tests.export.specs import graph_of
 from tests.inspection.conftest import PAIRED, SPECS, Inspected, Page, inspected
 from tests.specs.test_specs import SMALLEST
@@ -129,23 +131,53 @@ def test_it_is_the_same_each_time(small: Inspected, tmp_path: Path) -> None:
     assert again["data"] == small.data["data"]
 
 
-#: Inspection looks at pictures, and measures the rates of attention's subspaces: not those of texts and of statistics.
-INSPECTED = [target for target in SMALLEST if not target.startswith(("text.crate", "tost.crate"))]
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A source of some windows of 128 characters, 79 different ones."""
+    path = tmp_path_factory.mktemp("texts") / "text.txt"
+    letters = np.random.default_rng(0).choice([chr(code) for code in range(33, 112)], 30_000)
+    path.write_text("".join(letters))
+    return f"text:{path}"
 
 
-@pytest.mark.parametrize("target", INSPECTED)
-def test_every_shipped_spec_is_inspected(target: str, pictures: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", SMALLEST)
+def test_every_shipped_spec_is_inspected(target: str, pictures: str, text: str, tmp_path: Path) -> None:
     graph = crate_dsl.load(str(SPECS / target))
-    data = inspected(
-        SPECS / target, tmp_path / "report.html", "--data", pictures, "--images", 5, "--shown", 2
-    )
+    source = text if target.startswith("text.crate") else pictures
+    data = inspected(SPECS / target, tmp_path / "report.html", "--data", source, "--images", 5, "--shown", 2)
     assert data["layers"] and data["capacity"] and data["network"]["parameters"] == graph.parameters
     white = any(node.word == "compress" for node in graph.nodes)
-    for layer in data["layers"]:
-        assert (layer["rate"] is not None) == white
-        assert layer["tokens_rate"]["mean"] > 0
+    told = {layer["rate"] is not None for layer in data["layers"]}
+    assert told == {white} or target == "tost.crate@fashion", "whose last layers are those of a transformer"
+    assert all(layer["tokens_rate"]["mean"] > 0 for layer in data["layers"])
     assert any(text.startswith("No Rᶜ") for text in data["missing"]) != white
     assert bool(data["pairs"]) == bool(graph.pairs)
+
+
+def test_a_text_is_shown_with_what_its_tokens_attend_to(text: str, tmp_path: Path) -> None:
+    """The page has the windows as they read; the maps are the network's attention between all tokens."""
+    target = f"{SPECS / 'text.crate'}:crate_gpt@characters"
+    page = tmp_path / "report.html"
+    data = inspected(target, page, "--data", text, "--images", 5, "--layers", "encoder.2", "--seed", 3)
+    assert data["data"] | {"chosen": []} == {
+        "source": text,
+        "size": [128],
+        "windows": 5,
+        "chosen": [],
+        "shown": 2,
+    }
+    assert data["features"] is None and data["completion"] is None
+    graph = crate_dsl.load(target)
+    texts = open_texts(graph, text, "characters")
+    ids_bn, _ = texts.windows("test").take(np.array(data["data"]["chosen"][:2]))
+    name = "encoder.2.compress.attention"
+    seen = crate_dsl.trace(crate_dsl.build(graph, seed=3), name, ids=torch.from_numpy(ids_bn))[name]
+    (maps,) = data["attention"]
+    assert (maps["layer"], maps["query"]) == ("encoder.2", "each token")
+    assert np.abs(np.array(maps["maps"]) - seen.numpy()).max() < 1e-4, "four digits"
+    words = page.read_text("utf-8")
+    assert all(escape(texts.vocabulary.decode(window)) in words for window in ids_bn)
+    assert "over the windows" in words and "images" not in words
 
 
 # ------------------------------------------------------------------ pairs and completion
@@ -376,7 +408,7 @@ def test_weights_that_diverged_are_told(
             "inspect", str(small.run.parent / "small.crate"), "-o", str(tmp_path / "r.html"), "--data", "digits",
             "--weights", str(tmp_path / "huge.safetensors"),
         ])  # fmt: skip
-    assert end.value.code == 1 and "is not finite on these images" in capsys.readouterr().err
+    assert end.value.code == 1 and "is not finite on these data" in capsys.readouterr().err
     assert not (tmp_path / "r.html").exists() and not (tmp_path / "r.json").exists()
 
 
