@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 from benchmarks.machine import machine
+from crate_dsl.generation.predictors import Ids
 from crate_dsl.generation.sampling import Sampler
 from crate_dsl.generation.source import Source, open_source
 from crate_dsl.generation.writing import write
@@ -134,17 +135,11 @@ def measured(run: Run, repeats: int) -> dict[str, Any]:
     }
 
 
-def untrained_loss(run: Run) -> dict[str, float]:
-    """What a table of how often each character follows each other one tells of the test part, and one of characters
-    alone: nats for each character, of counts with one added.
+def counted(train_bn: Ids, test_bn: Ids, size: int) -> dict[str, float]:
+    """What counts of characters, and of pairs of them, say of other texts: nats for each character but the first of a
+    window. One is added to each count.
     """
-    supply = run.supply()
-    vocabulary, cpu = run.vocabulary(), torch.device("cpu")
-    assert vocabulary is not None
-    train_bn, test_bn = (
-        supply.held(part, cpu).batch(slice(None))["ids"].numpy() for part in ("train", "test")
-    )
-    pairs_cc = np.ones((vocabulary.size, vocabulary.size))
+    pairs_cc = np.ones((size, size))
     np.add.at(pairs_cc, (train_bn[:, :-1].ravel(), train_bn[:, 1:].ravel()), 1)
     single_c = pairs_cc.sum(0) / pairs_cc.sum()
     pairs_cc /= pairs_cc.sum(1, keepdims=True)
@@ -153,6 +148,14 @@ def untrained_loss(run: Run) -> dict[str, float]:
         "characters": float(-np.log(single_c[after]).mean()),
         "pairs of characters": float(-np.log(pairs_cc[before, after]).mean()),
     }
+
+
+def counts_of(run: Run) -> dict[str, float]:
+    """What is counted in a run's training windows, on its test part."""
+    supply, vocabulary, cpu = run.supply(), run.vocabulary(), torch.device("cpu")
+    assert vocabulary is not None
+    parts = (supply.held(part, cpu).batch(slice(None))["ids"].numpy() for part in ("train", "test"))
+    return counted(*parts, vocabulary.size)
 
 
 # ------------------------------------------------------------------ what is shown
@@ -221,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "machine": machine(),
         "windows": one.manifest.limit,
         "recipe": one.manifest.recipe,
-        "counts": untrained_loss(one),
+        "counts": counts_of(one),
         "prompt": PROMPT,
         "models": {model: measured(run, given.repeats) for model, run in runs.items()},
     }

@@ -26,6 +26,12 @@ def perturbed(name: str, **sizes: Any) -> Network:
     return net.eval()
 
 
+def exported(net: Network, path: Path) -> Path:
+    entries = {"vocabulary": LETTERS.to_json()}
+    crate_dsl.export(net.graph, net, path, metadata=entries, cache=path.name == "cache.onnx")
+    return path
+
+
 @pytest.fixture(scope="module", params=TARGETS)
 def net(request: pytest.FixtureRequest) -> Network:
     """Each of the networks that tell the next token. Tests leave it as it is."""
