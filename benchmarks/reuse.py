@@ -124,6 +124,7 @@ def main() -> None:
         },
         "labels": given.labels,
         "epochs": given.epochs,
+        "batch": BATCH,
         "ways": measured(pretext, given.data, given.out, given.labels, given.epochs, given.seeds),
     }
     given.json.write_text(json.dumps(results, indent=1) + "\n")
