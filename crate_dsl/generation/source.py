@@ -23,7 +23,8 @@ Provider = Literal["auto", "cpu", "cuda"]
 class Source:
     """A network that goes on with texts, by the name that a user gave it.
 
-    `proved_error` is how far an exported file's scores were from torch's in its proof; a run has none.
+    `proved_error` is how far an exported file's scores were from torch's in its proof. Runs have none, and neither have
+    files in fewer bits.
     """
 
     name: str
@@ -74,7 +75,9 @@ def _file(path: str, cache: bool, provider: Provider) -> Source:
     else:
         stepping = in_onnxruntime.stepping(session, network, held)
         predictor = Cached(stepping, network.context) if cache else Whole(stepping.scores_of, network.context)
-    error = in_onnxruntime.proved_error(session.metadata.proof, network.scores)
+    # The parity of a file in fewer bits is that of the network before it had fewer.
+    proof = session.metadata.proof if session.precision == "float32" else None
+    error = in_onnxruntime.proved_error(proof, network.scores)
     return Source(path, "onnxruntime", predictor, vocabulary, error)
 
 
