@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from safetensors import SafetensorError, safe_open
 
 import crate_dsl
@@ -93,11 +94,10 @@ class Started:
                 numbers = sum(prod(shape) for shape in shapes)
                 table.add_row(title, owner, f"{len(shapes)}", f"{numbers:,}")
                 title = ""
-        plain = {"highlight": False, "markup": False, "soft_wrap": True}
-        console.print(f"starts from {self.start.text}", **plain)
-        console.print(table, width=WIDTH)
+        console.print(Text(f"starts from {self.start.text}"), soft_wrap=True)
+        console.print(table, width=WIDTH, highlight=False)
         if self._scaling(manifest) is not None:
-            console.print("pixels are scaled as there", **plain)
+            console.print(Text("pixels are scaled as there"))
 
     def recorded(self, manifest: Manifest) -> Manifest:
         """The manifest of a run that begins so: pixels are what they were to the weights that are taken."""
@@ -219,12 +219,12 @@ def remarks(graph: ModelGraph, started: Started | None) -> Iterator[Diagnostic]:
         owners = list(_by_owner(random))
         names = f"`{'`, `'.join(owners[:-1])}` and `{owners[-1]}` are" if owners[1:] else f"`{owners[0]}` is"
         stages = (graph.scopes.get(owner) for owner in _by_owner(random, layers=False))
-        first, *others = [Label(span=stage.span) for stage in stages if stage is not None] or [None]
+        labels = tuple(Label(span=stage.span) for stage in stages if stage is not None)
         yield Diagnostic(
             code="W0816",
             message=f"{names} frozen without a start: what was drawn at random stays so",
-            where=first,
-            also=tuple(label for label in others if label is not None),
+            where=labels[0] if labels else None,
+            also=labels[1:],
             help=('--start RUN, or `start = "file.safetensors"` in the train block',),
         )
     run = started.start.run if started is not None and not held.isdisjoint(matched) else None
