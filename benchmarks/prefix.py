@@ -39,7 +39,7 @@ from crate_dsl.workspace import Target, load_source
 #: Every causal step, and what its arguments change of the way that tokens meet.
 STEPS = {
     "attention": "compress(3, 6, mask = causal)",
-    "attention, all learned": (
+    "attention, learned": (
         "compress(3, 6, mask = causal, out = tied, scale = learn(0.6), step = learn(0.3, shape = [20]))"
     ),
     "attention, rotary": "compress(3, 6, mask = causal, positions = rotary)",
