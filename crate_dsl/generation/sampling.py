@@ -47,7 +47,7 @@ class Sampler:
     Choice(token=1, margin=0.5)
     >>> draws = Sampler(top_k=2, seed=7).start()
     >>> [draws.choose([0.5, 2.0, 1.0]).token for _ in range(8)]
-    [1, 1, 1, 1, 2, 1, 1, 1]
+    [1, 1, 1, 1, 1, 2, 2, 2]
     """
 
     temperature: float = 1.0
