@@ -107,11 +107,15 @@ def tables(found: Mapping[str, Any], lengths: Sequence[int]) -> list[Table]:
             slopes = one["exponents"].get(cost, {})
             table.add_row(
                 name,
-                *("" if value is None else f"{factor * value:,.3g}" for value in costs),
+                *("" if value is None else _three_digits(factor * value) for value in costs),
                 *(f"{slopes[which]:.2f}" if slopes else "" for which in ("all", "last")),
             )
         shown.append(table)
     return shown
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
