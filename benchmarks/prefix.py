@@ -212,7 +212,11 @@ def errors(net: Network, length: int) -> Errors:
 
 def table(rows: Mapping[str, Errors]) -> Table:
     shown = Table(
-        title="differences from the whole pass", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), width=WIDTH
+        title="differences from the whole pass",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 0, 0, 1),
+        width=WIDTH,
     )
     shown.add_column("", no_wrap=True)
     shown.add_column("largest", justify="right")
