@@ -67,7 +67,7 @@ def features(
     images = opened.data() if data is None else open_data(data)
     if limit is not None:
         images = images.limited(limit)
-    with progress((len(images.train) + len(images.test)) * (1 + random)) as advance:
+    with progress((len(images.train) + len(images.test)) * (1 + random), "images") as advance:
         found = compare(
             opened,
             images,
