@@ -43,13 +43,12 @@ NARROWED = {
         "compress(3, rank = 4, scale = learn(0.4), step = learn(0.6, shape = [12]), out = tied, norm = rms)"
     ),
     "a step for each sample": read("compress(2, rank = 4, step = s)", lines="input s : float"),
-    "a mask": read(
-        "compress(2, rank = 4, mask = kept) -> attend(3, mask = kept)", lines="input kept : bool[8]"
-    ),
-    "a rule": read(
-        "compress(2, rank = 4, mask = key.place < query.place + 1) -> attend(3, mask = key.place != query.place)"
-    ),
-    "rotated": read("compress(2, rank = 4, positions = rotary) -> attend(2, positions = rotary)"),
+    "a mask": read("compress(2, rank = 4, mask = kept)", lines="input kept : bool[8]"),
+    "a mask in a black box": read("attend(3, mask = kept)", lines="input kept : bool[8]"),
+    "a rule": read("compress(2, rank = 4, mask = key.place <= query.place and query.place - key.place < 3)"),
+    "a rule in a black box": read("attend(3, mask = key.place != query.place)"),
+    "rotated": read("compress(2, rank = 4, positions = rotary)"),
+    "rotated in a black box": read("attend(2, positions = rotary)"),
     "statistics": read("compress(2, rank = 4, gradient = statistics) -> sparsify"),
     "representatives": read(
         "compress(2, rank = 4, gradient = representatives, representatives = tokens) -> sparsify"
