@@ -69,6 +69,16 @@ NARROWED = {
     "a stage that was used before": read(
         "s -> s", lines="stage s = compress(2, rank = 4) -> compress(3, rank = 2) -> sparsify"
     ).replace("s -> s", "s -> s -> attend(3) -> norm"),
+    "a head that is used twice": read(
+        "compress(2, rank = 4) -> head",
+        " + mse(y, w)",
+        "stage head = norm -> select(c) -> linear(5)\n w = z -> append(c) -> attend(3) -> head",
+    ).replace("-> head -> select(c) -> linear(5)", "-> head"),
+    "a stage that is used twice on the same": read(
+        "s",
+        " + mse(y, w)",
+        "stage s = compress(2, rank = 4)\n h = z -> append(c)\n w = h -> s -> select(c) -> linear(5)",
+    ).replace("y = z -> append(c)", "y = h"),
     "frozen": read("sparsify -> frozen(s)", lines="stage s = compress(2, rank = 4) -> sparsify"),
     "an inverse": read(
         "s -> t",
