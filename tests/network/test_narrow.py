@@ -46,6 +46,9 @@ NARROWED = {
     "a mask": read("compress(2, rank = 4, mask = kept)", lines="input kept : bool[8]"),
     "a mask in a black box": read("attend(3, mask = kept)", lines="input kept : bool[8]"),
     "a rule": read("compress(2, rank = 4, mask = key.place <= query.place and query.place - key.place < 3)"),
+    "a rule with a boolean": read(
+        "compress(2, rank = 4, mask = kept and key.place <= query.place)", lines="input kept : bool[8]"
+    ),
     "a rule in a black box": read("attend(3, mask = key.place != query.place)"),
     "rotated": read("compress(2, rank = 4, positions = rotary)"),
     "rotated in a black box": read("attend(2, positions = rotary)"),
