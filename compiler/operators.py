@@ -372,6 +372,13 @@ class Operator(BaseModel):
         """Whether each token of the result depends on that token alone of what is given: float[…, dim] of any axes."""
         return False
 
+    @property
+    def narrows(self) -> bool:
+        """Whether it can give some tokens of its result alone, while it reads all that it is given: its torch face then
+        takes `read = slice(…)`.
+        """
+        return False
+
     def items(self, given: int) -> int:
         """How many items of each sample lie in the batch axis of the results, where `given` lie in that of the input.
 

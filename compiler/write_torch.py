@@ -9,6 +9,10 @@ from dataclasses import dataclass, field
 from math import inf
 
 from crate_dsl.compiler.graph import Apply, Call, Entry, Loop, ModelGraph, Node, Value, calls_inside, made_by
+from crate_dsl.compiler.narrow import cut, narrowed, opened
+from crate_dsl.compiler.steps.tokens.operator import Drop, Keep, Select
+from crate_dsl.compiler.types import Dim
+from crate_dsl.compiler.wanted import Places, taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,8 @@ class _Body:
     meanings: dict[str, list[Value]] = field(default_factory=dict)
     #: Of names that are numbered: how many stand before the next one, all of them needed until so far.
     numbered: dict[str, tuple[int, float]] = field(default_factory=dict)
+    #: The tokens that values have here, where these are not all.
+    narrow: dict[Value, Places] = field(default_factory=dict)
 
     def enter(self, value: Value, name: str) -> None:
         """Let a value have a name."""
@@ -149,6 +155,8 @@ class TorchWriter:
         needed = graph.reached([graph.objective])
         body = _Body("self.net", "")
         outer, inner = self._objective_items(needed)
+        body.narrow = narrowed(graph, [*outer, *inner])
+        outer, inner = (opened(graph, items, body.narrow) for items in (outer, inner))
         self._uses(body, [*outer, *inner], [graph.objective])
         entries = [e for e in (*graph.inputs.values(), *graph.targets.values()) if e.name in needed]
         given = [entry for entry in entries if entry.source is None]
@@ -234,13 +242,24 @@ class TorchWriter:
         weights = {
             name: self._module(body, ref.slot) for name, ref in node.weights.items() if name not in node.slots
         }
-        ports = {name: self._name(body, value) for name, value in node.ports.items()}
-        operator = node.operator
+        read = body.narrow.get(Value(node.name))
+        given = None if node.operator.narrows else read
+        ports = {name: self._part(body, value, given) for name, value in node.ports.items()}
+        operator, type_ = node.operator, node.typing.output
+        if read is not None:
+            type_ = type_.with_shape(Dim.of(len(read)), *type_.shape[1:], layout=None)
         if type(operator).kind == "expression":
             text = operator.python(**ports, **weights)  # type: ignore[attr-defined]
+        elif isinstance(operator, Select | Keep | Drop) and body.narrow.keys() & {
+            Value(node.name),
+            node.inputs[0],
+        }:
+            text = self._take(body, node, operator, read)
         else:
-            inputs = [self._name(body, value) for value in node.inputs]
+            inputs = [self._part(body, value, given) for value in node.inputs]
             keywords = [f"{name}={value}" for name, value in {**ports, **weights}.items()]
+            if operator.narrows and read is not None:
+                keywords.append("read=slice({}, {})".format(*cut(read, None)))
             module = self._module(body, node.path)
             held = body.path in ("", "objective") and self._is_held(node)
             call = f"frozen({module}, " if held else f"{module}("
@@ -248,7 +267,25 @@ class TorchWriter:
         values = [Value(node.name, index) for index in range(len(node.typing.outputs))]
         hint = self._hint(body, node.path)
         targets = ", ".join(self._assign(body, value, hint, position) for value in values)
-        body.lines.append(f"{targets} = {text}  # {node.typing.output}")
+        if targets != text:
+            body.lines.append(f"{targets} = {text}  # {type_}")
+
+    def _part(self, body: _Body, value: Value, read: Places) -> str:
+        """These tokens of a value, of which the body may have no more than them."""
+        name, have = self._name(body, value), body.narrow.get(value)
+        if read == have:
+            return name
+        start, stop = cut(read, have)
+        return f"{name}[:, {start}:{'' if stop is None else stop}]"
+
+    def _take(self, body: _Body, node: Node, operator: Select | Keep | Drop, read: Places) -> str:
+        """What a step takes of tokens, of which the body may have only some, or wants only some."""
+        value = node.inputs[0]
+        of = taken(operator, self.graph.type_of(value), node)
+        assert of is not None
+        if isinstance(operator, Select):
+            return f"{self._name(body, value)}[:, {cut(of, body.narrow[value])[0]}]"
+        return self._part(body, value, of if read is None else tuple(of[place] for place in read))
 
     def _apply(self, body: _Body, item: Apply, position: int) -> None:
         written = self.scope(item.scope)
@@ -287,6 +324,8 @@ class TorchWriter:
         if target != start:
             body.lines.append(f"{target} = {start}")
         layers, count = f"{self._module(body, container)}.layers", f"{len(item.layers)} layers"
+        if f"{container}.{len(item.layers)}" in self.graph.scopes:
+            layers = f"[*{layers}][:{len(item.layers)}]"  # those behind are called one by one
         pair = self.graph.scopes[item.layers[0]].pair
         if pair is not None and Paired() in written.captures:
             undone = self._module(body, pair.rpartition(".")[0])

@@ -133,18 +133,21 @@ def _kernel_is_slow(key_bhmp: Tensor) -> bool:
 
 
 class Attend(StepModule):
-    """(B, N, d) -> (B, N, d). `mask` (B, N) is false for tokens that nobody attends to."""
+    """(B, N, d) -> (B, N, d). `mask` (B, N) is false for tokens that nobody attends to.
+
+    Where some tokens are `read`, they alone attend: (B, N, d) -> (B, n, d).
+    """
 
     qkv_weight: Tensor
     out_weight: Tensor
 
-    def forward(self, z_bnd: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    def forward(self, z_bnd: Tensor, *, mask: Tensor | None = None, read: slice | None = None) -> Tensor:
         query_bhnp, key_bhnp, value_bhnp = self._heads(z_bnd)
         heads_bhnp = attention(
-            query_bhnp,
+            query_bhnp if read is None else query_bhnp[:, :, read],
             key_bhnp,
             value_bhnp,
-            mask=self._mask(z_bnd, mask),
+            mask=self._mask(z_bnd, mask, read),
             causal=self.operator.mask == "causal",
         )
         return self._out(heads_bhnp)
@@ -165,10 +168,14 @@ class Attend(StepModule):
             "out": self._out(attention_bhnn @ value_bhnp),
         }
 
-    def _mask(self, z_bnd: Tensor, mask_bn: Tensor | None) -> Tensor | None:
-        """What may be attended to: (B, 1, 1, N); by a rule (N, N), or with its boolean (B, 1, N, N)."""
+    def _mask(self, z_bnd: Tensor, mask_bn: Tensor | None, read: slice | None = None) -> Tensor | None:
+        """What may be attended to: (B, 1, 1, N); by a rule (N, N), or with its boolean (B, 1, N, N).
+
+        A rule has a row for each token that is `read`.
+        """
         if isinstance(self.operator.mask, Rule):
-            return ruled(self.operator.mask, self.facts, z_bnd, mask_bn)
+            mask_nn = ruled(self.operator.mask, self.facts, z_bnd, mask_bn)
+            return mask_nn if read is None else mask_nn[..., read, :]
         return None if mask_bn is None else mask_bn[:, None, None, :]
 
     def _heads(self, z_bnd: Tensor) -> tuple[Tensor, Tensor, Tensor]:

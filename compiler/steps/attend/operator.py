@@ -58,6 +58,11 @@ class Attend(Operator):
     def taps(self) -> tuple[str, ...]:
         return ("query", "key", "value", "attention")
 
+    @property
+    def narrows(self) -> bool:
+        """A causal mask is aligned to the first query."""
+        return self.mask != "causal"
+
     def infer(self, *inputs: TensorType) -> Typing:
         (tokens,) = inputs
         width = width_of(self.word, tokens)

@@ -73,8 +73,14 @@ class SubspaceModule(StepModule):
         kappa = self.scalar("step", given.get("step"))
         return kappa * op.alpha(z_bnd.shape[1]) if op.derived else kappa
 
-    def _branch(self, z_bnd: Tensor, rate: Tensor | float, given: Mapping[str, Tensor]) -> Tensor:
-        """F(Z): (B, N, d) -> (B, N, d)."""
+    def _branch(
+        self,
+        z_bnd: Tensor,
+        rate: Tensor | float,
+        given: Mapping[str, Tensor],
+        read: slice | None = None,
+    ) -> Tensor:
+        """F(Z): (B, N, d) -> (B, N, d); of the tokens that are `read` alone, where that is said."""
         op = self.operator
         x_bnd = self._normalised(z_bnd, given)
         w_bnm = self._projected(x_bnd, given)
@@ -82,15 +88,16 @@ class SubspaceModule(StepModule):
             return self._dropped(-rate * self._spectral(w_bnm, given))
         if not op.attends:
             heads_bknp, _ = self._summarised(w_bnm, given)
+            heads_bknp = heads_bknp if read is None else heads_bknp[:, :, read]
             return self._dropped(self._led_back(x_bnd, heads_bknp, rate, given))
         w_bknp = self._heads(w_bnm)
         compared_bknp = self._placed(w_bknp)
         heads_bknp = self._attended(
-            compared_bknp,
+            compared_bknp if read is None else compared_bknp[:, :, read],
             compared_bknp,
             w_bknp,
             given,
-            mask=self._mask(z_bnd, given),
+            mask=self._mask(z_bnd, given, read),
             causal=op.mask == "causal",
         )
         return self._dropped(self._led_back(x_bnd, heads_bknp, rate, given))
@@ -234,10 +241,14 @@ class SubspaceModule(StepModule):
         weight, bias = self.weight_of("norm_weight", given), self.weight_of("norm_bias", given)
         return normalise(self.operator.norm, z_bnd, weight, bias)
 
-    def _mask(self, z_bnd: Tensor, given: Mapping[str, Tensor]) -> Tensor | None:
-        """What is attended to: (B, 1, 1, N); by a rule (N, N), or with its boolean (B, 1, N, N)."""
+    def _mask(self, z_bnd: Tensor, given: Mapping[str, Tensor], read: slice | None = None) -> Tensor | None:
+        """What is attended to: (B, 1, 1, N); by a rule (N, N), or with its boolean (B, 1, N, N).
+
+        A rule has a row for each token that is `read`.
+        """
         if isinstance(self.operator.mask, Rule):
-            return ruled(self.operator.mask, self.facts, z_bnd, given.get("mask"))
+            mask_nn = ruled(self.operator.mask, self.facts, z_bnd, given.get("mask"))
+            return mask_nn if read is None else mask_nn[..., read, :]
         return given["mask"][:, None, None, :] if "mask" in given else None
 
     def _scaled(self, w_bknp: Tensor, scale: Tensor | float) -> Tensor:
@@ -260,10 +271,11 @@ class SubspaceModule(StepModule):
 
 
 class Compress(SubspaceModule):
-    """Z + F(Z): (B, N, d) -> (B, N, d)."""
+    """Z + F(Z): (B, N, d) -> (B, N, d); where some tokens are `read`, of those alone."""
 
-    def forward(self, z_bnd: Tensor, **given: Tensor) -> Tensor:
-        return z_bnd + self._branch(z_bnd, self._rate(z_bnd, given), given)
+    def forward(self, z_bnd: Tensor, *, read: slice | None = None, **given: Tensor) -> Tensor:
+        branch_bnd = self._branch(z_bnd, self._rate(z_bnd, given), given, read)
+        return (z_bnd if read is None else z_bnd[:, read]) + branch_bnd
 
     def explain(self, z_bnd: Tensor, **given: Tensor) -> dict[str, Tensor]:
         branch_bnd, taps = self._explained(z_bnd, given)

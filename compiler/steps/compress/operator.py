@@ -306,6 +306,11 @@ class Compress(SubspaceStep):
         "Towards Interpretable and Efficient Attention (CBSA), arXiv 2509.16875"
     )
 
+    @property
+    def narrows(self) -> bool:
+        """Derived steps are of all tokens at once, and a causal mask is aligned to the first query."""
+        return not self.derived and self.mask != "causal"
+
     def inverse(self, mode: Mode, *inputs: TensorType) -> Inverse | NoInverse:
         refused = handed_over(self)
         if refused is not None:
