@@ -100,8 +100,8 @@ def train(
     crate-dsl train specs/crate.crate@fashion --data mnist5k --out runs/first
     crate-dsl train specs/crate.crate@fashion --data digits --out runs/2 --lr 1e-3
     crate-dsl train specs/crate.crate@tiny --data folder:mine -o runs/3 --compile
-    crate-dsl train specs/reuse.crate:probe@fashion --data digits -o runs/4 --start runs/pretext
-    crate-dsl train specs/text.crate@characters --data text:plays -o runs/gpt
+    crate-dsl train s.crate --data mnist5k --start runs/pretext --out runs/probe
+    crate-dsl train specs/text.crate:gpt@characters --data text:plays -o runs/gpt
     crate-dsl train --resume --out runs/first
     """
     entries = {
