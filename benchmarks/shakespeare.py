@@ -41,7 +41,7 @@ SPEC = ROOT / "specs" / "text.crate"
 MODELS = {"crate_gpt": "CRATE", "tost_gpt": "ToST", "gpt": "transformer"}
 COLOURS = {"crate_gpt": "#1f5fa8", "tost_gpt": "#2f8f5b", "gpt": "#b3541e"}
 #: Windows of the texts, and the entries of the recipe that are other than the specs'.
-WINDOWS, EPOCHS, BATCH = 6400, 4, 16
+WINDOWS, EPOCHS, BATCH = 12_800, 4, 16
 #: What each network goes on with, and how.
 PROMPT, SAMPLER = "HAMLET", Sampler(temperature=0.8, seed=0)
 SAMPLE_TOKENS = 400

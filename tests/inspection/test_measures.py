@@ -45,9 +45,7 @@ def test_the_layers_of_a_run_are_measured_by_the_formulas(small: Inspected) -> N
     w = {name: value.double() for name, value in net.state_dict().items()}
     chosen = np.random.RandomState(SPLIT_SEED).permutation(len(data.test))[:40]
     assert small.data["data"]["chosen"] == chosen.tolist()
-    images = Held(
-        data.test.take(chosen), run.manifest.pixels(), Feed("image", (), None), torch.device("cpu")
-    )
+    images = Held(data.test.take(chosen), run.manifest.pixels(), Feed("image", (), None), torch.device("cpu"))
     x = images.batch(slice(None))["image"].double()
     patches = x.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 4, 5, 1).reshape(40, 4, 16)
     z = patches @ w["tokens.linear.weight"].T + w["tokens.linear.bias"]
