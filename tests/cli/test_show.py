@@ -30,7 +30,7 @@ tokens.patchify              float[49, 16]            0       0{tokens:>6}
 tokens.norm                  float[49, 16]           32  3.92 k{tokens:>6}
 tokens.linear                float[49, 128]       2,176   201 k{tokens:>6}
 tokens.norm_2                float[49, 128]         256  31.4 k{tokens:>6}
-tokens.prepend               float[50, 128]         128       0{more:>6}
+tokens.prepend               float[50, 128]         128       0{tokens:>6}
     tokens: class_token:1 patches:49(7x7)
 tokens.position              float[50, 128]       6,400  6.40 k{more:>6}
 encoder.0-3.compress     ×4  float[50, 128]     132,608  18.4 M{compress:>6}
@@ -86,7 +86,7 @@ def test_the_table_of_a_shipped_spec(cli: Cli) -> None:
 def _words(line: str) -> list[str]:
     """The place holders of `TABLE` that stand for this line."""
     starts = {
-        "tokens = image": "tokens", "-> prepend(": "more", "compress(": "compress", "sparsify(": "sparsify",
+        "tokens = image": "tokens", "-> position(": "more", "compress(": "compress", "sparsify(": "sparsify",
         "logits = tokens": "logits", "objective ": "objective",
     }  # fmt: skip
     return [word for start, word in starts.items() if line.strip().startswith(start)]
