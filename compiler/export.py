@@ -6,7 +6,6 @@ import copy
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -88,7 +87,7 @@ def export(
         raise UserError("a network with a cache is exported in float32 alone", exit_code=2)
     written = step_graph(graph) if cache else graph
     if written.cache is not None:
-        metadata = {**metadata, "cache": json_text(asdict(written.cache))}
+        metadata = {**metadata, "cache": json_text(written.cache.model_dump())}
     weights = plain_weights(written, net)
     if isinstance(net, Network):
         contractions.warn(net)

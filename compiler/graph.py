@@ -20,6 +20,7 @@ from math import prod
 from typing import Any
 
 import networkx as nx
+from pydantic import BaseModel, ConfigDict
 
 from crate_dsl.compiler.operators import Certificate, Form, Mode, Operator, Ref, Slot, Typing
 from crate_dsl.compiler.types import TensorType
@@ -104,14 +105,15 @@ class Average:
     momentum: float
 
 
-@dataclass(frozen=True, slots=True)
-class Cache:
+class Cache(BaseModel):
     """What a network for the next tokens is given, and gives, beside them: names of its inputs and outputs.
 
     `tokens` is the input of the next tokens, `past` that of how many were before, `scores` the first output, and
     `states` are pairs: what is held of the tokens before, and what is to be held after them. A state whose first length
-    is known only at run time has none at first; any other is zero at first.
+    is known only at run time has none at first; any other is zero at first. Exported files carry it as JSON.
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
     tokens: str
     past: str

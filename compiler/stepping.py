@@ -102,7 +102,9 @@ class _Stepping:
         spoken = {value: name for value, name in source.names.items() if value in self.types}
         made = flat(source, entries, self.nodes, outputs | after, spoken)
         states = tuple(zip(names, after, strict=True))
-        return replace(made, cache=Cache(tokens.name, past, next(iter(outputs)), states))
+        return replace(
+            made, cache=Cache(tokens=tokens.name, past=past, scores=next(iter(outputs)), states=states)
+        )
 
     def _tokens(self) -> Entry:
         """The input of tokens, of any number from now on. Others are left out; whatever reads them says so."""

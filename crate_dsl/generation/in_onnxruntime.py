@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
+from crate_dsl.compiler.graph import Cache
 from crate_dsl.compiler.runtime import DTYPES, ONNXRUNTIME_ERRORS, Session
 from crate_dsl.generation.predictors import Ids, Scores, States, Stepping
 from crate_dsl.generation.text_network import TextNetwork
@@ -18,17 +19,6 @@ from crate_dsl.language.diagnostics import UserError
 
 #: Numbers of a state before the first token, or for each: files may be anybody's.
 MOST_HELD = 2**28
-
-
-class Cache(BaseModel):
-    """What a file that `export --cache` wrote says of its inputs and outputs; `states` are pairs of these."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    tokens: str
-    past: str | None
-    scores: str
-    states: tuple[tuple[str, str], ...]
 
 
 def cache_of(session: Session) -> Cache | None:
@@ -45,7 +35,7 @@ def cache_of(session: Session) -> Cache | None:
     except ValidationError as problem:
         raise UserError(f"`{session.name}` is damaged: what it says of its cache cannot be read") from problem
     states = [taken for taken, _ in cache.states]
-    takes = {cache.tokens, *([cache.past] if cache.past else []), *states}
+    takes = {cache.tokens, cache.past, *states}
     gives = {cache.scores, *(given for _, given in cache.states)}
     if takes != set(session.inputs) or not gives <= set(session.outputs):
         raise UserError(
@@ -84,8 +74,7 @@ def stepping(session: Session, network: TextNetwork, cache: Cache) -> Stepping:
     def advance(ids_m: Ids, past: int, states: States) -> tuple[Scores, States]:
         binding = native.io_binding()
         binding.bind_cpu_input(cache.tokens, ids_m[None])
-        if cache.past is not None:
-            binding.bind_cpu_input(cache.past, np.array([past], np.int64))
+        binding.bind_cpu_input(cache.past, np.array([past], np.int64))
         for (taken, _), state in zip(cache.states, states, strict=True):
             binding.bind_ortvalue_input(taken, state)
         binding.bind_output(network.scores)

@@ -80,7 +80,7 @@ class Corpus:
     @property
     def _places(self) -> Iterator[tuple[Path, int, int]]:
         """Each file, the byte of the corpus at which it begins, and its size."""
-        return zip(self.files, accumulate(self.sizes, initial=0), self.sizes, strict=False)
+        return zip(self.files, accumulate((0, *self.sizes[:-1])), self.sizes, strict=True)
 
     def fingerprint(self) -> str:
         """Says whether two readings gave the same bytes in the same order."""
@@ -113,9 +113,8 @@ class Corpus:
         left = b""
         for path, offset, block, last in self._blocks(begin, end):
             offset, block = offset - len(left), left + block
-            whole = (
-                len(block) if last else _whole_characters(block)
-            )  # the last one may go on in the next block
+            # The last character of a block may go on in the next one.
+            whole = len(block) if last else _whole_characters(block)
             left, zero = block[whole:], block.find(0, 0, whole)
             try:
                 text = block[: whole if zero < 0 else zero].decode("utf-8")

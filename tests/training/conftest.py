@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,3 +39,13 @@ def images() -> np.ndarray:
 @pytest.fixture
 def labels() -> np.ndarray:
     return np.arange(90) % 3
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text of some 6,000 characters, of 27 different ones."""
+    lots = random.Random(1)
+    said = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dogs"]
+    path = tmp_path_factory.mktemp("text") / "plain.txt"
+    path.write_text(" ".join(lots.choice(said) for _ in range(1200)))
+    return path
